@@ -104,7 +104,8 @@ class AttestedClient:
         """
         with self._lock:
             old = time.monotonic() - self._proved_at
-            if self._due or (self._reattest_s is not None and old > self._reattest_s):
+            late = self._reattest_s is not None and old > self._reattest_s
+            if late or self._due or self.channel.expired:
                 self.reattest()
             return self._call(operation, fields, tensors)
 

@@ -1,6 +1,5 @@
 """One caller's conversation at a service: its records, in order, each answered once."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,11 +18,10 @@ from cloister.attest.sealed_messages import (
     encode_answer,
     encode_error,
 )
-from cloister.errors import AttestationError, CloisterError, ProtocolError
+from cloister.errors import AttestationError, ChannelClosedError, CloisterError, ProtocolError
+from cloister.wire.https.admission import QuietLog
 from cloister.wire.https.bodies import Body
 from cloister.wire.https.connection import described
-
-_log = logging.getLogger("cloister.attest")
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,11 @@ class AttestedConversation:
         *,
         closed: Callable[[AttestedChannel], None],
         reattest_s: float | None,
+        log: QuietLog,
     ) -> None:
         self.channel, self._make, self._closed = channel, operations, closed
         self._operations: Mapping[str, Operation] | None = None
-        self._reattest_s = reattest_s
+        self._reattest_s, self._log = reattest_s, log
         self._last, self._answer = b"", bytearray()
         self.confirmed = False
         self._lock = threading.Lock()
@@ -93,7 +92,7 @@ class AttestedConversation:
     def exchange(self, record: memoryview) -> bytearray:
         """The sealed answer to a sealed call.
 
-        Raises   ChannelClosedError, VerificationError, ProtocolError: the channel has ended
+        Raises   ChannelClosedError, in words that may cross the wire unsealed
         """
         with self._lock:
             try:
@@ -105,6 +104,12 @@ class AttestedConversation:
                 self._answer = self.channel.seal(self._call(plaintext))
                 self._last = name
                 return self._answer
+            except CloisterError as error:
+                self.channel.end(str(error))
+                self._log.line(f"a conversation has ended: {error}")
+                raise ChannelClosedError(
+                    "the conversation has ended; begin a new one (the service's log says why)"
+                ) from None
             finally:
                 self.used_at = time.monotonic()
                 if self.ended:
@@ -130,7 +135,7 @@ class AttestedConversation:
         except CloisterError as error:
             return encode_error(error, due=self._overdue(0.5))
         except Exception as error:  # noqa: BLE001  (a fault of ours: for the service's log alone)
-            _log.warning("an operation failed: %s", described(error))
+            self._log.line(f"an operation failed: {described(error)}")
             fault = ProtocolError("the service failed on this request; see its log")
             return encode_error(fault, due=False)
 
@@ -154,7 +159,11 @@ class AttestedConversation:
 
     def _overdue(self, part: float) -> bool:
         """Whether this part of the time until fresh evidence has to come has passed."""
-        if self._reattest_s is None or not self.channel.appraises:
+        if not self.channel.appraises:
+            return False
+        if self.channel.expired:
+            return True
+        if self._reattest_s is None:
             return False
         return time.monotonic() - self._proved_at > part * self._reattest_s
 

@@ -68,6 +68,8 @@ class Verifier:
             appraiser.policy_digest, context,
         )  # fmt: skip
         self._used = False
+        self.refusal = b""
+        """After evidence was refused: the record that tells the prover why."""
 
     def offer(self) -> bytes:
         """The message to the prover."""
@@ -114,9 +116,14 @@ class Verifier:
         )  # fmt: skip
         channel.confirm(received.confirmation)
         # (5) The machine that has them is one that the policy accepts.
-        channel.accepted(
-            self._appraiser.appraise(evidence, report_data=transcript, manifest=manifest)
-        )
+        try:
+            appraisal = self._appraiser.appraise(
+                evidence, report_data=transcript, manifest=manifest
+            )
+        except AttestationError as error:
+            self.refusal = channel.refuse(error)
+            raise
+        channel.accepted(appraisal)
         return channel
 
 
