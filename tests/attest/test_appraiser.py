@@ -42,7 +42,7 @@ def test_a_clock_never_steps_back():
     times.append(NOON.astimezone(timezone(timedelta(hours=5))) + timedelta(seconds=2))
     assert clock.now() == NOON + timedelta(seconds=2)
     times.append(NOON + timedelta(seconds=1))
-    with pytest.raises(AttestationError, match="clock: stepped back from .*set it right"):
+    with pytest.raises(AttestationError, match=r"clock: stepped back from .*set it right"):
         clock.now()
     times.append(datetime(2026, 1, 2))
     with pytest.raises(AttestationError, match="no time zone"):
@@ -105,7 +105,7 @@ def test_a_manifest_is_shown():
 
 def test_manifests_that_are_accepted():
     assert judged(policy_of(manifests=[DIGEST.hexdigest()])).manifest == DIGEST.digest()
-    with pytest.raises(AttestationError, match="manifest: expected 0000.*manifests of .runtime."):
+    with pytest.raises(AttestationError, match=r"manifest: expected 0000.*manifests of .runtime."):
         judged(policy_of(manifests=["00" * 32]))
 
 
@@ -118,9 +118,9 @@ def test_a_manifest_that_is_asked_for_has_to_be_given(rules):
 def test_a_digest_given_at_launch_is_compared():
     strict = policy_of(bound_at_launch=True)
     assert judged(strict, host_data=DIGEST.hexdigest())
-    with pytest.raises(AttestationError, match="host_data: expected .*found 0000.*bound_at_launch"):
+    with pytest.raises(AttestationError, match=r"expected .*found 0000.*bound_at_launch"):
         judged(strict)
-    with pytest.raises(AttestationError, match="host_data: expected .*launched for another"):
+    with pytest.raises(AttestationError, match=r"host_data: expected .*launched for another"):
         judged(POLICY, host_data="11" * 32)
     found = judged(POLICY).checks.parts[-1].parts[-1]
     assert (found.name, found.state) == ("launch", CheckState.NOT_CHECKED)
@@ -141,7 +141,7 @@ def test_a_platform_without_such_a_field_is_not_bound_at_launch():
     section = {"insecure_allow_any_code": True}
     assert appraise(found, Policy.of({"nitro": section}), DATA, manifest=MANIFEST)
     strict = Policy.of({"nitro": section, "runtime": {"bound_at_launch": True}})
-    with pytest.raises(AttestationError, match="launch: expected .*found none"):
+    with pytest.raises(AttestationError, match=r"launch: expected .*found none"):
         appraise(found, strict, DATA, manifest=MANIFEST)
 
 
@@ -162,7 +162,8 @@ def test_launch_fields_have_the_length_of_their_digest(kind):
     [
         ({"manifest": []}, "'manifest' is not known; choose manifests, bound_at_launch"),
         ({"manifests": []}, "not empty"), ({"manifests": ["00"]}, "64 hexadecimal digits"),
-        ({"manifests": "00" * 32}, "list"), ({"bound_at_launch": 1}, "true or false"), ([], "section"),
+        ({"manifests": "00" * 32}, "list"), ({"bound_at_launch": 1}, "true or false"),
+        ([], "section"),
     ],
 )  # fmt: skip
 def test_runtime_sections_that_cannot_be_used(section, text):

@@ -54,14 +54,15 @@ class AttestedConversation:
         closed: Callable[[AttestedChannel], None],
         reattest_s: float | None,
         log: QuietLog,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.channel, self._make, self._closed = channel, operations, closed
         self._operations: Mapping[str, Operation] | None = None
         self._reattest_s, self._log = reattest_s, log
         self._last, self._answer = b"", bytearray()
-        self.confirmed = False
         self._lock = threading.Lock()
-        self.used_at = self._proved_at = time.monotonic()
+        self._clock = clock
+        self.used_at = self._proved_at = clock()
 
     @property
     def idle(self) -> bool:
@@ -79,9 +80,8 @@ class AttestedConversation:
         Raises   AttestationError
         """
         with self._lock:
-            if not self.confirmed:
+            if not self.channel.confirmed:
                 self.channel.confirm(record)
-                self.confirmed = True
 
     def begin(self) -> None:
         """Make the operations, once: the caller has shown that it has the keys."""
@@ -111,7 +111,7 @@ class AttestedConversation:
                     "the conversation has ended; begin a new one (the service's log says why)"
                 ) from None
             finally:
-                self.used_at = time.monotonic()
+                self.used_at = self._clock()
                 if self.ended:
                     self._release()
 
@@ -165,7 +165,7 @@ class AttestedConversation:
             return True
         if self._reattest_s is None:
             return False
-        return time.monotonic() - self._proved_at > part * self._reattest_s
+        return self._clock() - self._proved_at > part * self._reattest_s
 
     def _challenge(self, _: Body) -> Body:
         return Body({}, (as_tensor(self.channel.challenge()),))
@@ -176,5 +176,5 @@ class AttestedConversation:
 
     def _check(self, body: Body) -> Body:
         self.channel.check(body.array(0, np.uint8, 1).tobytes())
-        self._proved_at = time.monotonic()
+        self._proved_at = self._clock()
         return Body()

@@ -120,7 +120,10 @@ class AttestedService:
         if operation not in known:
             raise FunctionError("a stranger may ask for a handshake alone")
         work = known[operation]
-        return Route(2 * MAX_MESSAGE_BYTES, lambda body: Job(lambda: work(body), lane=STRANGERS))
+        return Route(
+            MAX_MESSAGE_BYTES + BODY_OVERHEAD_BYTES,
+            lambda body: Job(lambda: work(body), lane=STRANGERS),
+        )
 
     def _session_route(self, token: str, found: AttestedConversation, operation: str) -> Route:
         if operation != RECORD:
@@ -131,7 +134,7 @@ class AttestedService:
             if len(body.tensors) > 1:
                 found.confirm(body.array(1, np.uint8, 1).tobytes())
                 self._opened(token, found)
-            if not found.confirmed:
+            if not found.channel.confirmed:
                 raise AttestationError("confirmation: is missing in front of the first record")
             return Body({}, (as_tensor(found.exchange(record)),))
 
@@ -165,7 +168,6 @@ class AttestedService:
 
     def _accepted(self, channel: AttestedChannel) -> None:
         found = self._conversation(channel)
-        found.confirmed = True
         self._opened(transport_token(channel), found)
 
     def _opened(self, token: str, found: AttestedConversation) -> None:

@@ -83,6 +83,11 @@ class AttestedChannel:
         return isinstance(self._role, Appraiser)
 
     @property
+    def confirmed(self) -> bool:
+        """Whether the other end has shown that it has the keys."""
+        return self._confirmed
+
+    @property
     def ended(self) -> str:
         """Why it has ended; empty while it has not."""
         return self._ended

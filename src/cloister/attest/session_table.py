@@ -71,6 +71,8 @@ class SessionTable:
         leaving = None
         with self._lock:
             self._half_open.pop(token, None)
+            for other in [name for name, talk in self._sessions.items() if talk.ended]:
+                del self._sessions[other]
             if token not in self._sessions and len(self._sessions) >= self._limits.sessions:
                 leaving = self._sessions.pop(self._least_used())
             self._sessions[token] = one
