@@ -106,7 +106,8 @@ class AttestedConversation:
                 return self._answer
             except CloisterError as error:
                 self.channel.end(str(error))
-                self._log.line(f"a conversation has ended: {error}")
+                if not isinstance(error, ChannelClosedError):
+                    self._log.line(f"a conversation has ended: {error}")
                 raise ChannelClosedError(
                     "the conversation has ended; begin a new one (the service's log says why)"
                 ) from None
