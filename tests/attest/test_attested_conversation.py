@@ -278,6 +278,21 @@ def test_the_table_forgets_what_was_not_used():
     assert pair.counting.closed == [pair.talk.channel]
 
 
+def test_an_answer_is_kept_for_its_time():
+    pair, now = Pair(), [100.0]
+    table = SessionTable(SessionLimits(answer_s=10), lambda: now[-1])
+    table.confirmed("whole", pair.talk)
+    record = pair.record("count")
+    first = bytes(pair.talk.exchange(memoryview(record)))
+    table.sweep()
+    assert bytes(pair.talk.exchange(memoryview(record))) == first
+    now.append(111.0)
+    table.sweep()
+    with pytest.raises(ChannelClosedError):
+        pair.talk.exchange(memoryview(record))
+    assert pair.counting.calls == 1
+
+
 def test_a_call_in_flight_is_not_idle():
     pair = Pair()
     now = [100.0]

@@ -98,6 +98,8 @@ def test_a_pinned_certificate_is_compared(folder):
             calling.call("echo")
         with pytest.raises(Exception, match="another certificate"):
             client(running.url, verifier, certificate=bytes(32))
+        with pytest.raises(InputError, match="32 bytes, not 5"):
+            client(running.url, verifier, certificate=bytes(5))
 
 
 def test_roles_that_do_not_fit_are_refused(folder):

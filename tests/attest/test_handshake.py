@@ -1,6 +1,7 @@
 """The two messages of a handshake: every changed byte, and every form that no message has."""
 
 import dataclasses
+import os
 
 import pytest
 
@@ -122,6 +123,21 @@ def test_an_offer_is_answered_once():
     asks.accept(answer)
     with pytest.raises(AttestationError, match="answered already"):
         asks.accept(answer)
+
+
+def test_a_copy_of_the_process_may_not_accept():
+    """Both would have the same keys, and count from zero."""
+    asks = verifier()
+    answer, _ = prover().answer(asks.offer())
+    child = os.fork()
+    if not child:
+        try:
+            asks.accept(answer)
+        except AttestationError:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    asks.accept(answer)
 
 
 def test_a_prover_answers_its_context_alone():

@@ -32,7 +32,7 @@ from cloister.errors import (
 )
 from cloister.wire.https.admission import QuietLog, ServerLimits
 from cloister.wire.https.bodies import CONTENT_TYPE, Body
-from cloister.wire.https.https_client import CertificateDigest, HttpsClient
+from cloister.wire.https.https_client import HttpsClient, InsecureAnyCertificate
 
 CALLER = Direction.CALLER
 PATIENCE_S = 20
@@ -61,7 +61,9 @@ def client(service, side=verifier, **options):
 
 
 def plain(service, token=None):
-    return HttpsClient(service.url, certificate=CertificateDigest(None), token=token, retry_for_s=0)
+    return HttpsClient(
+        service.url, certificate=InsecureAnyCertificate(), token=token, retry_for_s=0
+    )
 
 
 def secure(service):

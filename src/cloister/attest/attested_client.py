@@ -35,6 +35,7 @@ from cloister.wire.https.https_client import (
     RETRY_FOR_S,
     CertificateDigest,
     HttpsClient,
+    InsecureAnyCertificate,
 )
 
 CLOSE_RETRY_S = 0.0
@@ -68,8 +69,9 @@ class AttestedClient:
         Raises   AttestationError when the evidence is refused, by either side; InputError for an
                  address that is none; `unavailable`
         """
+        pin = InsecureAnyCertificate() if certificate is None else CertificateDigest(certificate)
         self._https = HttpsClient(
-            url, certificate=CertificateDigest(certificate), timeout_s=timeout_s,
+            url, certificate=pin, timeout_s=timeout_s,
             retry_for_s=retry_for_s, unavailable=unavailable,
         )  # fmt: skip
         self._url, self._reattest_s = url, reattest_s

@@ -116,6 +116,12 @@ class AttestedConversation:
                 if self.ended:
                     self._release()
 
+    def forget(self) -> None:
+        """Let go of the latest answer, unless a call is in flight; it cannot be sent again."""
+        if self._lock.acquire(blocking=False):
+            self._last, self._answer = b"", bytearray()
+            self._lock.release()
+
     def leave(self, why: str) -> None:
         """End it, and let go of what its operations hold; waits for a call in flight."""
         self.channel.end(why)
