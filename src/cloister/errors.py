@@ -17,6 +17,7 @@
     │   └── EngineError           the other side is a hidden module's engine: it died, hung, failed
     ├── VerificationError         an answer was wrong: a check failed
     │   └── AttestationError      evidence does not prove what was asked of it
+    │       └── TpmError          a TPM cannot be reached, or refuses a command
     ├── PadError                  blinding is impossible
     │   ├── PadReusedError        a pad would have been used twice
     │   ├── PadsExhausted         the store has no unused pad left
@@ -135,6 +136,17 @@ class VerificationError(CloisterError):
 
 class AttestationError(VerificationError):
     """Evidence does not prove what was asked of it: nothing is sent to who showed it."""
+
+
+class TpmError(AttestationError):
+    """A TPM cannot be reached, or refuses a command.
+
+    code   the TPM's, without the number of the operand; None where it gave none
+    """
+
+    def __init__(self, message: str, *, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class PadError(CloisterError):

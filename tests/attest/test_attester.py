@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from cloister.attest import attester
-from cloister.attest.attester import attesters, has_tpm
+from cloister.attest.attester import attesters
 from cloister.base.rng import SystemRandom
 from cloister.errors import AttestationError
 
@@ -95,7 +95,14 @@ def test_gramine(tmp_path):
 
 def test_a_machine_without_any(tmp_path):
     assert attesters(rng=RNG, root=tmp_path) == []
-    assert not has_tpm(tmp_path)
+
+
+def test_a_tpm_comes_after_what_says_more(tmp_path, monkeypatch):
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/tpmrm0").touch()
-    assert has_tpm(tmp_path)
+    (found,) = attesters(rng=RNG, root=tmp_path)
+    assert (found.format.value, found.name) == ("tpm", f"{tmp_path}/dev/tpmrm0")
+    Tsm(tmp_path, monkeypatch)
+    other = attesters(rng=RNG, root=tmp_path, tpm=tmp_path / "socket")
+    assert [one.format.value for one in other] == ["sev-snp", "tpm"]
+    assert other[1].name == f"{tmp_path}/socket"

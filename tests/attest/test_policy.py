@@ -189,7 +189,7 @@ def test_the_template_accepts_nothing_and_names_every_field():
         ({}, "accepts no format"),
         ({"sgx": {}}, r"\[sgx\]: names no code; set mrenclave or mrsigner"),
         ({"SGX": {"mrenclave": ["00"]}}, "section 'SGX': choose"),
-        ({"tpm": {}}, "section 'tpm': choose sev-snp"),
+        ({"sev": {}}, "section 'sev': choose sev-snp"),
         ({"sgx": 3}, "section 'sgx' cannot be used"),
         ({"sgx": {"mrenclaves": ["00"]}}, r"field 'mrenclaves' .* did you mean 'mrenclave'\?"),
         ({"sgx": {"other": ["00"]}}, "field 'other' is not known; choose mrenclave"),

@@ -78,6 +78,17 @@ _ADVISORIES = Rule(
     "Intel's security advisories that are accepted, such as INTEL-SA-00615", default=[],
 )  # fmt: skip
 
+_REGISTERS = {
+    0: "firmware", 1: "firmware's settings", 2: "firmware of cards", 3: "its settings",
+    4: "boot loader", 5: "its settings and partitions", 6: "of the maker", 7: "secure boot's keys",
+    8: "commands of the boot loader", 9: "files that it read", 10: "files (IMA)",
+    11: "kernel image (systemd)", 12: "its command line", 13: "its extensions", 14: "shim's keys",
+    15: "root file system", **dict.fromkeys(range(17, 23), "late launch"),
+}  # fmt: skip
+"""Registers of a TPM and what is measured into each; every program can reset 16 and 23."""
+_STARTED = (4, 8, 9, 11, 17, 18)
+"""Of these, what names the code that was started."""
+
 RULES: Mapping[Format, Sequence[Rule]] = {
     Format.SEV_SNP: (
         _digests("measurements", "measurement", "launch digests", length=48, code=True),
@@ -152,6 +163,19 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         _flag("insecure_allow_relayable", "relayable",
               "the report binds no host: whoever has a GPU somewhere can present it"),
     ),
+    Format.TPM: (
+        *(_digests(f"pcr{i}", f"pcr{i}", text, length=32, code=i in _STARTED)
+          for i, text in _REGISTERS.items()),
+        _digests("keys", "key", "SHA-256 of the public parts of keys that may sign", length=32),
+        Rule("hierarchies", Compare.ONE_OF, ("hierarchy",), "of the TPM, to which the key belongs",
+             choices=("owner", "endorsement", "platform", "other")),
+        _digests("firmware_versions", "firmware_version", "of the TPM", length=8),
+        Rule("max_reset_count", Compare.AT_MOST, ("reset_count",),
+             "starts of the machine since the TPM was new"),
+        Rule("max_restart_count", Compare.AT_MOST, ("restart_count",),
+             "times it woke since it started"),
+        Rule("clock_safe", Compare.EQUAL, ("clock_safe",), "no time was stated twice"),
+    ),
     Format.SIMULATED: (
         _digests("measurements", "measurement", "digests of the code that is played", code=True),
         _digests("keys", "key", "public keys that may sign", length=32),
@@ -165,10 +189,11 @@ RULES: Mapping[Format, Sequence[Rule]] = {
 ANY_CODE = "insecure_allow_any_code"
 UNKNOWN_REVOCATION = "insecure_allow_unknown_revocation"
 UNKNOWN_TCB = "insecure_allow_unknown_tcb"
+ANY_KEY = "insecure_allow_any_key"
 REPORT_DATA = "report_data"
 COMMON: Mapping[str, object] = {ANY_CODE: False, UNKNOWN_REVOCATION: False, REPORT_DATA: FULL}
 """Fields of every section, with their defaults."""
-NO_LISTS = (Format.NITRO, Format.NVIDIA_GPU, Format.SIMULATED)
+NO_LISTS = (Format.NITRO, Format.NVIDIA_GPU, Format.TPM, Format.SIMULATED)
 """Their vendors publish no list of revoked certificates that could be given."""
 
 
@@ -218,6 +243,8 @@ def fields_of(kind: Format) -> dict[str, object]:
         fields[UNKNOWN_REVOCATION] = True
     if kind in (Format.TDX, Format.SGX):
         fields[UNKNOWN_TCB] = False
+    if kind is Format.TPM:
+        fields[ANY_KEY] = False
     return fields
 
 
@@ -236,6 +263,11 @@ def _section(kind: Format, found: Mapping[str, object], what: str) -> dict[str, 
         raise InputError(
             f"{what}: names no code; set {names}, or delete the section (for tests: "
             f"{ANY_CODE} = true)"
+        )
+    if section.get(ANY_KEY) is False and not section["keys"]:
+        raise InputError(
+            f"{what}: names no key, and every program can play a TPM; set keys (for tests: "
+            f"{ANY_KEY} = true)"
         )
     if section.get("min_manifests") == 0 and not section[ANY_CODE]:
         # Without any manifest the list of those that may be given names no code.
