@@ -27,8 +27,8 @@ TIMEOUT_S = 30.0
 _NO_SESSIONS, _SESSIONS = 0x8001, 0x8002
 _PASSWORD = 0x40000009
 _CREATE_PRIMARY, _QUOTE, _PCR_READ, _FLUSH = 0x131, 0x158, 0x17E, 0x165
-_NV_DEFINE, _NV_UNDEFINE, _NV_INCREMENT, _NV_WRITE = 0x12A, 0x122, 0x134, 0x137
-_NV_READ_PUBLIC, _NV_READ, _NV_CERTIFY = 0x169, 0x14E, 0x184
+_NV_DEFINE, _NV_UNDEFINE, _NV_INCREMENT = 0x12A, 0x122, 0x134
+_NV_READ_PUBLIC, _NV_CERTIFY = 0x169, 0x184
 _BUSY = (0x908, 0x90A, 0x920, 0x922)
 """Yielded, testing, NV_RATE (it limits how often NV is written) and retry: asked again later."""
 _BUSY_S = 0.1
@@ -227,10 +227,6 @@ class Tpm:
         body = _sized(qualifying) + pack(">HHH", tpm.NULL, size, 0)
         _, fields = self._run(_NV_CERTIFY, [key.handle, index, index], body, sessions=2)
         return Signed(fields.sized(), fields.rest())
-
-    def write(self, index: int, data: bytes) -> None:
-        """Write an index of the owner's."""
-        self._run(_NV_WRITE, [tpm.OWNER, index], _sized(data) + pack(">H", 0), sessions=1)
 
     def _run(
         self, code: int, handles: Sequence[int], body: bytes, *, sessions: int = 0,
