@@ -153,6 +153,8 @@ def _expected(rule: Rule, wanted: object) -> object:
         return "false"
     if rule.compare is Compare.AT_MOST:
         return f"at most {wanted}"
+    if rule.compare is Compare.BITS:
+        return f"bits {wanted:#x}"
     least = rule.compare in (Compare.AT_LEAST, Compare.LEVELS)
     return f"at least {wanted}" if least else wanted
 
@@ -171,6 +173,8 @@ def _holds(compare: Compare, found: object, wanted: object) -> bool:
             return found >= wanted
         case Compare.AT_MOST, int(), int():
             return found <= wanted
+        case Compare.BITS, int(), int():
+            return found & wanted == wanted
         case Compare.LEVELS, dict(), dict():
             return set(wanted) <= set(found) and all(found[n] >= wanted[n] for n in wanted)
     raise AttestationError("policy: a field cannot be compared with its claim")

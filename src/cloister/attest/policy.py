@@ -35,6 +35,7 @@ class Compare(StrEnum):
     EQUAL = "equal to"
     LEVELS = "levels at least"
     SUBSET = "all of them among"
+    BITS = "with the bits"
     PERMITS = "only if permitted"
     """The claim has to be false unless the field is true."""
 
@@ -113,7 +114,20 @@ RULES: Mapping[Format, Sequence[Rule]] = {
              default=0),
         Rule("min_tcb", Compare.LEVELS, ("reported_tcb", "committed_tcb", "launch_tcb"),
              "firmware levels: bootloader, tee, snp, microcode (Turin: fmc)"),
+        Rule("csp_ids", Compare.ONE_OF, ("csp_id",), "cloud providers, by their VLEK's name"),
+        Rule("mitigations", Compare.BITS, ("launch_mitigations", "current_mitigations"),
+             "bits that both vectors of report version 5 have to have"),
         Rule("allow_smt", Compare.PERMITS, ("smt_allowed",), "two threads on a core", default=True),
+        Rule("allow_cxl", Compare.PERMITS, ("cxl_allowed",), "memory and devices on CXL",
+             default=True),
+        *(Rule(name, Compare.EQUAL, (name,), text) for name, text in (
+            ("single_socket", "the guest's policy keeps it on one"),
+            ("aes_256_xts", "its memory is encrypted so, not with 128 bits"),
+            ("rapl_disabled", "the host cannot measure the processor's power"),
+            ("ciphertext_hiding", "the host cannot read the encrypted memory"),
+            ("page_swap_disabled", "the host cannot move or swap its pages"),
+            ("alias_check_complete", "memory modules lie about no address"),
+        )),
         _flag("insecure_allow_debug", "debug", "the host may read the guest's memory"),
         _flag("insecure_allow_migration", "migratable", "a migration agent may take it elsewhere"),
     ),
@@ -126,6 +140,7 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         _digests("mrseam", "mrseam", "Intel's TDX modules", length=48),
         _digests("mrservicetd", "mrservicetd", "bound service virtual machines", length=48),
         _digests("xfam", "xfam", "processor features", length=8),
+        _digests("td_attributes", "td_attributes", length=8),
         _flag("insecure_allow_septve", "septve_enabled",
               "the host can raise exceptions inside by unmapping pages"),
         _TCB_STATUS,
@@ -139,7 +154,11 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         _digests("mrsigner", "mrsigner", "the key that signed the enclave", length=32, code=True),
         Rule("isvprodids", Compare.ONE_OF, ("isvprodid",), "products of that signer"),
         Rule("min_isvsvn", Compare.AT_LEAST, ("isvsvn",), "security version", default=0),
-        _digests("config_ids", "config_id", length=64),
+        _digests("config_ids", "config_id", "digests of the manifest given at launch", length=64),
+        Rule("min_config_svn", Compare.AT_LEAST, ("config_svn",), "of that manifest", default=0),
+        _digests("isvextprodids", "isvextprodid", "products of that signer, named at length",
+                 length=16),
+        _digests("isvfamilyids", "isvfamilyid", length=16),
         _digests("attributes", "attributes", length=16),
         Rule("initialised", Compare.EQUAL, ("initialised",), "always true of a running enclave",
              default=True),
@@ -342,7 +361,7 @@ def _value(rule: Rule, value: object, what: str) -> object:
     match rule.compare:
         case Compare.PERMITS | Compare.EQUAL:
             fits = isinstance(value, bool)
-        case Compare.AT_LEAST | Compare.AT_MOST:
+        case Compare.AT_LEAST | Compare.AT_MOST | Compare.BITS:
             fits = type(value) is int and value >= 0
         case Compare.LEVELS:
             if not isinstance(value, dict) or not value or set(value) - set(LEVELS):
@@ -404,8 +423,13 @@ def template() -> str:
 def _toml(rule: Rule) -> str:
     if rule.default is not None:
         return _plain(rule.default)
-    if rule.compare is Compare.LEVELS:
-        return "{ bootloader = 0, tee = 0, snp = 0, microcode = 0 }"
+    match rule.compare:
+        case Compare.LEVELS:
+            return "{ bootloader = 0, tee = 0, snp = 0, microcode = 0 }"
+        case Compare.AT_LEAST | Compare.AT_MOST | Compare.BITS:
+            return "0"
+        case Compare.EQUAL | Compare.PERMITS:
+            return "true"
     return "[]"
 
 
