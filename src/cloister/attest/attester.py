@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cloister.attest.nsm_attester import NSM, NsmAttester
 from cloister.attest.report_data import require_report_data
 from cloister.attest.tpm_attester import TpmAttester
 from cloister.attest.tpm_commands import DEVICE
@@ -114,6 +115,8 @@ def attesters(*, rng: Csprng, root: Path = Path("/"), tpm: Path | None = None) -
         found.append(TsmAttester(folder, _PROVIDERS[provider], rng))
     if (root / GRAMINE / "user_report_data").exists():
         found.append(GramineAttester(root / GRAMINE))
+    if (root / NSM).exists():
+        found.append(NsmAttester(root / NSM))
     if tpm is not None or (root / DEVICE).exists():
         found.append(TpmAttester(root / DEVICE if tpm is None else tpm))
     return found
