@@ -69,13 +69,15 @@ class Amd:
         default_factory=lambda: {"bootloader": 9, "tee": 0, "snp": 23, "microcode": 213, "fmc": 1}
     )
     leaf_options: dict = field(default_factory=dict)
+    root_key: str = "ark"
     named: str = ""
     wrapped: bool = False
 
     def __post_init__(self):
         ark, ask = f"ARK-{self.product}", f"SEV-{self.product}"
-        self.root = certificate(ark, rsa_key("ark"), ark, rsa_key("ark"), ca=True, days=9000)
-        self.ask = certificate(ask, rsa_key("ask"), ark, rsa_key("ark"), ca=True, path_length=0)
+        root_key = rsa_key(self.root_key)
+        self.root = certificate(ark, root_key, ark, root_key, ca=True, days=9000)
+        self.ask = certificate(ask, rsa_key("ask"), ark, root_key, ca=True, path_length=0)
         oids = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
         extensions = [(AMD + oids[name], integer(level)) for name, level in self.levels.items()]
         vcek = self.leaf == "SEV-VCEK"
