@@ -29,7 +29,7 @@
     ├── EncryptionError           a ciphertext, key or data set is damaged, replayed or another's
     │   ├── UnknownDatasetError   the authority or server has no data set of this name
     │   ├── BundleError           a bundle is changed, stale, or of another vendor, key or plan
-    │   └── TicketError           a ticket or receipt is changed, not valid now, or of another bundle
+    │   └── TicketError           a ticket or receipt is changed, not valid now, or another one
     ├── BudgetError               a sample's leakage budget, a module's queries or a ticket's quota
     │                             would be exceeded
     └── ServiceUnavailable        a service cannot be reached, or is busy
