@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from attest.forge import ec_key
 from cloister.attest.tpm import REGISTERS, TpmEvidence, qualifying
-from cloister.attest.tpm_structures import ENDORSEMENT, GENERATED, QUOTE, selection_of
+from cloister.attest.tpm_structures import ENDORSEMENT, GENERATED, NV, QUOTE, selection_of
 
 DATA = bytes(range(64))
 ATTRIBUTES = 0x50072
@@ -53,17 +53,26 @@ class PlayedTpm:
         return head + b"".join(points) + self.behind_key
 
     @property
-    def statement(self):
+    def preamble(self):
+        """What is the same in statements of every kind."""
         name = pack(">H", 0x0B) + sha256(self.public).digest()
         signer = pack(">H", 0x0B) + sha256(self.parent + name).digest()
         bound = qualifying(DATA) if self.qualifying is None else self.qualifying
-        chosen = selection_of(self.registers) if self.selection is None else self.selection
-        digest = sha256(b"".join(value for _, value in sorted(self.registers.items()))).digest()
         return (
             pack(">IH", self.magic, self.kind) + sized(signer) + sized(bound)
             + pack(">QIIB", 1000, self.resets, self.restarts, self.safe) + self.firmware
-            + chosen + sized(digest) + self.behind
         )  # fmt: skip
+
+    @property
+    def statement(self):
+        chosen = selection_of(self.registers) if self.selection is None else self.selection
+        digest = sha256(b"".join(value for _, value in sorted(self.registers.items()))).digest()
+        return self.preamble + chosen + sized(digest) + self.behind
+
+    def certified(self, contents, *, name, offset=0):
+        """A statement of an NV index."""
+        self.kind = NV
+        return self.preamble + sized(name) + pack(">H", offset) + sized(contents)
 
     def signature(self, data):
         r, s = decode_dss_signature(self.key.sign(data, ec.ECDSA(hashes.SHA256())))

@@ -20,6 +20,8 @@ from cloister.attest.tpm import REGISTERS, TpmEvidence, qualifying
 from cloister.attest.tpm_attester import TpmAttester
 from cloister.attest.tpm_commands import Tpm, open_tpm
 from cloister.attest.tpm_structures import ENDORSEMENT
+from cloister.base.rng import InsecureSeededRandom
+from cloister.tickets import tpm_counter
 
 DATA = bytes(range(64))
 STARTED = {0: "11", 4: "44", 7: "77", 8: "88", 9: "99", 11: "bb"}
@@ -37,7 +39,13 @@ def main():
         (folder / "quote.bin").write_bytes(TpmAttester(path).evidence(DATA))
         for scheme in ("rsassa", "rsapss"):
             (folder / f"quote_{scheme}.bin").write_bytes(by_tools(path, scheme, Path(state)))
-    RECORDED.write_text(json.dumps({"evidence": exchange}, indent=1) + "\n")
+        counted = []
+        tpm_counter.open_tpm = recording(counted)
+        counter = tpm_counter.TpmCounter.open(path, rng=InsecureSeededRandom(7))
+        counter.read()
+        counter.advance(1, 3)
+        counter.read()
+    RECORDED.write_text(json.dumps({"evidence": exchange, "counter": counted}, indent=1) + "\n")
 
 
 def recording(exchange):
