@@ -151,7 +151,7 @@ class TestSwtpm:
         for thread in threads:
             thread.join()
         assert len(returned) <= 1
-        assert counter.read() >= first + 4
+        assert counter.read() > first
 
     def test_another_process_that_moves_it_in_between_is_noticed(self, swtpm, monkeypatch):  # noqa: F811
         counter = opened(swtpm)
@@ -162,7 +162,7 @@ class TestSwtpm:
             increment(tpm, index)
 
         monkeypatch.setattr(Tpm, "increment", both)
-        with pytest.raises(CounterError, match=f"is at {first + 4}, and at {first + 2}"):
+        with pytest.raises(CounterError, match=f"is at {first + 2}, and at {first + 1}"):
             counter.advance(first, first + 2)
 
     def test_a_counter_that_is_removed_begins_above_what_it_had(self, swtpm):  # noqa: F811

@@ -80,17 +80,18 @@ class TpmCounter:
             return self._certified(tpm, key)
 
     def advance(self, before: int, to: int) -> None:
-        """See MonotonicCounter; a TPM adds one at a time.
+        """See MonotonicCounter; a TPM adds one at a time, and the value is read after each.
 
-        Of two callers with one `before`, at least one sees a last value that is not its `to`.
+        A TPM has no step that adds only where it is at a value. Of two callers with one `before`,
+        whoever reads what the other one has added stops, so at most one returns.
         """
         if not 0 <= before < to <= MAX_SERIAL:
             raise CounterError(f"counter {self.path}: cannot go from {before} to {to}")
         with _counting(self.path), open_tpm(self.path) as tpm, tpm.attestation_key() as key:
             self._require(self._certified(tpm, key), before)
-            for _ in range(to - before):
+            for value in range(before + 1, to + 1):
                 tpm.increment(self.index)
-            self._require(self._certified(tpm, key), to)
+                self._require(self._certified(tpm, key), value)
 
     def _require(self, found: int, expected: int) -> None:
         if found != expected:
