@@ -35,7 +35,7 @@ class Case:
     def flips(self, places=None):
         """The file with one bit of the signed part flipped, and where: each byte, or some places.
 
-        Of evidence of several GPUs the report and signature of each.
+        Of evidence of several GPUs the report and signature of each, alone.
         """
         whole = self.data
         match self.form:
@@ -77,9 +77,8 @@ class Case:
 
 
 def _packed_gpu(found, number, data):
-    changed = [dict(one) for one in found]
-    changed[number]["evidence"] = b64encode(data).decode()
-    return json.dumps(changed).encode()
+    """The report of one GPU alone, which the file has among others."""
+    return json.dumps([{**found[number], "evidence": b64encode(data).decode()}]).encode()
 
 
 GENUINE = [

@@ -146,6 +146,13 @@ def test_the_certificates_of_an_extended_report(amd):
     ask = UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782").bytes_le
     data = vendor.report() + table((guid, to_der(vendor.vcek)), (ask, to_der(vendor.ask)))
     assert verify(data, now=NOW).claims["product"] == "Genoa"
+    # A host's own entries are passed over; behind the empty one nothing is read.
+    own = UUID("ecae0c0f-9502-43b1-afa2-0ae2e0d565b6").bytes_le
+    more = [(own, b"more"), (guid, to_der(vendor.vcek)), (ask, to_der(vendor.ask))]
+    assert verify(vendor.report() + table(*more), now=NOW).claims["trailing_bytes"] == 0
+    ended = [more[1], (bytes(16), b""), more[2]]
+    with pytest.raises(AttestationError, match="SEV-Genoa is missing"):
+        verify(vendor.report() + table(*ended), now=NOW)
     cut = vendor.report() + table((guid, to_der(vendor.vcek)))[:60]
     with pytest.raises(AttestationError, match="cut short"):
         verify(cut, vendor.collateral, now=NOW)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from attest.cases import VECTORS
 from attest.forge import NOW, certificate, ec_key
 from attest.played_tpm import ATTRIBUTES, DATA, PlayedTpm, sized
+from attest.sessions import prover, verifier
 from attest.tpm_server import RecordedTpm, answering, recorded, running, swtpm  # noqa: F401
 from cloister.attest.appraisal import appraise
 from cloister.attest.certificates import to_der
@@ -246,6 +247,15 @@ class TestSwtpm:
         subprocess.run([*command, nonce], cwd=tmp_path, check=True, capture_output=True)
         other = subprocess.run([*command, "00" * 32], cwd=tmp_path, capture_output=True)
         assert other.returncode != 0
+
+    def test_a_conversation_on_it(self, swtpm):  # noqa: F811
+        found = verify(TpmAttester(swtpm).evidence(DATA), now=NOW)
+        asks = verifier(policy=policy(found))
+        answer, proves = prover(attester=TpmAttester(swtpm)).answer(asks.offer())
+        judges = asks.accept(answer)
+        proves.confirm(judges.confirmation)
+        assert judges.open(proves.seal(b"hello")) == b"hello"
+        assert not judges.appraisal.hardware_rooted
 
     def test_errors_say_what_to_do(self, swtpm):  # noqa: F811
         with open_tpm(swtpm) as tpm, pytest.raises(TpmError, match="no such index or key") as found:

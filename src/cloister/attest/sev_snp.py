@@ -169,15 +169,17 @@ def _table(data: bytes) -> Iterator[x509.Certificate]:
     while len(data) >= at + 24:
         guid = UUID(bytes_le=table.raw(at, 16))
         offset, size = table.number(at + 16, 4), table.number(at + 20, 4)
-        if guid not in _CERTIFICATE_TABLE or not size:
+        at += 24
+        if not guid.int:
             return
+        if guid not in _CERTIFICATE_TABLE or not size:
+            continue
         if guid in seen:
             raise AttestationError(
                 f"SEV-SNP certificate table: has two certificates {_CERTIFICATE_TABLE[guid]}"
             )
         seen.add(guid)
         yield load_certificate(table.raw(offset, size), _CERTIFICATE_TABLE[guid])
-        at += 24
 
 
 def verify(
