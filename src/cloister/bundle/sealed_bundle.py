@@ -84,9 +84,19 @@ class SealedBundle:
         Secret   content_key, the module
         Raises   as `verify`, BundleError for another content key
         """
+        bundle, module = SealedBundle.verify_and_open(
+            path, content_key, vendor=vendor, at_least=at_least
+        )
+        return bundle.plan, module
+
+    @staticmethod
+    def verify_and_open(
+        path: Path, content_key: bytes, *, vendor: Ed25519PublicKey, at_least: int = 1
+    ) -> tuple["SealedBundle", CompiledModule]:
+        """The bundle and its module, of one reading of the file; see `open`."""
         with _reading(path) as file:
             bundle = _verified(file, vendor=vendor, at_least=at_least)
-            return bundle.plan, _unsealed(file, bundle.header, content_key)
+            return bundle, _unsealed(file, bundle.header, content_key)
 
     @staticmethod
     def show(path: Path) -> BundleHeader:

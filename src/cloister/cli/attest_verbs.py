@@ -103,7 +103,7 @@ def verify_evidence(
     for name, value in (("--report-data", report_data), ("--manifest", manifest)):
         if policy is None and value is not None:
             raise InputError(f"{name}: goes with --policy")
-    at = datetime.now(UTC) if now is None else _time(now)
+    at = datetime.now(UTC) if now is None else options.read_time("--now", now)
     asked = None if policy is None else Policy.load(policy)
     expected = None if report_data is None else _bytes(report_data)
     shown_manifest = None if manifest is None else read_evidence(manifest, what="manifest")
@@ -156,14 +156,6 @@ def _tree(check: Check) -> Tree:
     for part in check.parts:
         tree.children.append(_tree(part))
     return tree
-
-
-def _time(text: str) -> datetime:
-    with parsing(f"--now {text}: must be such as 2026-01-31T12:00Z"):
-        found = datetime.fromisoformat(text)
-    if found.tzinfo is None:
-        raise InputError(f"--now {text}: has no time zone; add Z")
-    return found.astimezone(UTC)
 
 
 def _bytes(text: str) -> bytes:

@@ -17,6 +17,7 @@ from cloister.bundle.compiled_module import CompiledModule
 from cloister.cli import hidden_end, options, plan_goals
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
+from cloister.cli.license_options import License
 from cloister.cli.maker_options import PadMakers
 from cloister.cli.results import Answers, check_labels, read_labels
 from cloister.errors import InputError, PadsExhausted, PlanError
@@ -50,9 +51,11 @@ from cloister.plan.split_report import SplitReport
 from cloister.planner.expected_gain import expected_gain
 from cloister.planner.plan_search import CostedPlan
 from cloister.planner.session_memory import session_memory
+from cloister.tickets.ticket_meter import TicketMeter
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.compare import Comparison
 from cloister.trusted.compare import compare as measure_errors
+from cloister.trusted.metered_session import MeteredResult, MeteredSession
 from cloister.trusted.pads.makers import MakerAddress
 from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
@@ -105,6 +108,7 @@ KeyFile = Annotated[
     ),
 ]
 CSV = ".csv"
+_NOT_BOUGHT = "goes with a bundle; leave it out"
 OutputFile = Annotated[
     Path | None,
     typer.Option(
@@ -293,6 +297,7 @@ class PlannedRun:
     """What a run needs: a plan, where it is from, inputs, and the modules of its hidden parts.
 
     pinned   whether the caller has made or named exactly this plan
+    meter    of the ticket that buys the outputs, if one is needed
     """
 
     plan: Plan
@@ -300,6 +305,7 @@ class PlannedRun:
     read: Inputs
     modules: Mapping[str, CompiledModule]
     pinned: bool = True
+    meter: TicketMeter | None = None
 
 
 @options.grouped
@@ -311,6 +317,7 @@ def run(
     makers: PadMakers,
     end: hidden_end.HiddenEnd,
     trust: hidden_end.BundleTrust,
+    bought: License,
     digest: options.PinnedDigest = None,
     engine: hidden_end.Engine = None,
     module: hidden_end.ModuleFolder = None,
@@ -342,13 +349,15 @@ def run(
     if is_bundle_file(model):
         end.refuse_any("is decided by the bundle; leave it out")
         options.refuse_given("goes with a plan, not a bundle", {"--module": module, "--pads": pads})
-        found = _planned_in_bundle(model, inputs, given, digest, trust, key)
+        found = _planned_in_bundle(model, inputs, given, digest, trust, bought, key)
     elif is_plan_file(model):
         trust.refuse_any()
+        bought.refuse_any(_NOT_BOUGHT)
         end.refuse_any("is decided by the plan; leave it out")
         found = _planned_in_file(model, inputs, given, digest, module, key)
     else:
         trust.refuse_any()
+        bought.refuse_any(_NOT_BOUGHT)
         options.refuse_given("goes with a plan; leave it out", {"--module": module})
         found = _planned_now(model, inputs, given, end, engine, digest, pads, key)
     planned = found.plan
@@ -369,6 +378,9 @@ def run(
         on_clip=on_clip,
         transcript=transcript,
     )
+    receipt = None
+    if isinstance(result, MeteredResult):
+        receipt = bought.save(result)
     answers = Answers(planned, claims, result, found.read.names, found.origin, names, top)
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
@@ -381,9 +393,12 @@ def run(
     if beyond is not None:
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
     if json:
-        emit_json({**answers.to_dict(), "warning": beyond})
+        written = {} if receipt is None else {"receipt": receipt}
+        emit_json({**answers.to_dict(), "warning": beyond, **written})
     else:
         answers.show()
+        if receipt is not None:
+            out().print(f"receipt {receipt}", soft_wrap=True)
 
 
 def _compute(
@@ -420,7 +435,10 @@ def _compute(
         ) as session,
         progress("inputs") as update,
     ):
-        result = session.run(found.read.arrays, progress=update)
+        running: Session | MeteredSession = session
+        if found.meter is not None:
+            running = MeteredSession(session, found.meter, rng=SystemRandom())
+        result = running.run(found.read.arrays, progress=update)
         claims = session.claims(pinned=found.pinned)
     if transcript is not None:
         result.transcript.save(transcript)
@@ -433,13 +451,16 @@ def _planned_in_bundle(
     given: options.ModelInputs,
     digest: str | None,
     trust: hidden_end.BundleTrust,
+    bought: License,
     key: Path | None,
 ) -> PlannedRun:
     """The plan and the module of a bundle; the vendor's signature pins the plan."""
     sealed, module = trust.open(path, key)
-    made, origin = given.accept_plan(sealed, path, digest=digest)
+    made, origin = given.accept_plan(sealed.plan, path, digest=digest)
     modules = {made.modules[0].node: module}
-    return PlannedRun(made, origin, given.read(made.graph, inputs), modules)
+    read = given.read(made.graph, inputs)
+    meter = bought.open(sealed.header, vendor=trust.vendor, key=key)
+    return PlannedRun(made, origin, read, modules, meter=meter)
 
 
 def _planned_in_file(
