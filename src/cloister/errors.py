@@ -26,8 +26,10 @@
     │   ├── UnknownDatasetError   the authority or server has no data set of this name
     │   └── BundleError           a bundle is changed, stale, or of another vendor, key or plan
     ├── BudgetError               a sample's leakage budget or a module's queries would be exceeded
+    ├── ReleaseError              a key broker refuses to release a key or to advance a counter
     └── ServiceUnavailable        a service cannot be reached, or is busy
         ├── AuthorityUnavailable  the key authority
+        ├── BrokerUnavailable     the vendor's key broker
         └── CiphertextServerUnavailable
 
     CloisterWarning
@@ -173,12 +175,20 @@ class BudgetError(CloisterError):
     """A sample's leakage budget, or the queries of a hidden module, would be exceeded."""
 
 
+class ReleaseError(CloisterError):
+    """A vendor's key broker refuses to release a key, or to advance a counter."""
+
+
 class ServiceUnavailable(CloisterError):  # noqa: N818  (a state, not a mistake)
     """A service cannot be reached, or is busy."""
 
 
 class AuthorityUnavailable(ServiceUnavailable):
     """The key authority cannot be reached, or is busy."""
+
+
+class BrokerUnavailable(ServiceUnavailable):
+    """The vendor's key broker cannot be reached, or is busy."""
 
 
 class CiphertextServerUnavailable(ServiceUnavailable):
