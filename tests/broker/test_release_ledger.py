@@ -23,8 +23,14 @@ from cloister.broker.release_ledger import (
 )
 from cloister.errors import EncryptionError, InputError
 
-METER = bytes(range(16))
-RELEASE = {"license": "clinic", "chip": "aa", "meter": METER.hex(), "measurement": "bb"}
+METER, TICKET = bytes(range(16)), bytes(range(32))
+RELEASE = {
+    "license": "clinic",
+    "chip": "aa",
+    "meter": METER.hex(),
+    "ticket": TICKET.hex(),
+    "measurement": "bb",
+}
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def path(tmp_path):
 
 def release(change, number=0, **fields):
     change.put_chip("clinic", "aa")
-    change.open_counter("clinic", METER)
+    change.open_counter(TICKET, METER, start=4)
     return change.append(EntryKind.RELEASE, {**RELEASE, "session": f"{number:x}", **fields}, time=7)
 
 
@@ -60,7 +66,7 @@ def test_entries_are_read_as_they_were_written(path):
     assert [entry.number for entry in found.entries] == [1, 2, 3, 4, 5, 6]
     assert found.entries[3:] == tuple(made)
     assert found.head == made[-1]
-    assert found.counters == {("clinic", METER.hex()): 0}
+    assert found.counters == {(TICKET.hex(), METER.hex()): 4}
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
 
@@ -102,7 +108,7 @@ def test_swapped_entries_are_noticed(path):
     "DELETE FROM chips",
     "INSERT INTO chips VALUES ('clinic', 'zz')",
     "DELETE FROM meters",
-    "INSERT INTO meters VALUES ('clinic', x'00', 0, x'')",
+    "INSERT INTO meters VALUES (x'01', x'00', 0, x'')",
     "UPDATE bundles SET bundle_key = zeroblob(32)",
     "DELETE FROM bundles",
 ])  # fmt: skip
@@ -177,18 +183,19 @@ def test_limits_of_a_licence_stand_before_those_of_all(path):
     assert json.loads(read_ledger(path).head.text)["license"] == "clinic"
 
 
-def test_counters_of_one_licence_add_up(path):
+def test_counters_of_one_ticket_add_up(path):
     with changing(path) as change:
         for meter, count in ((b"a", 3), (b"b", 4)):
-            change.open_counter("clinic", meter)
-            change.set_counter("clinic", meter, LeasedCounter(count, b"name"))
-        change.open_counter("other", b"a")
-        change.open_counter("clinic", b"a")
-        assert change.counter("clinic", b"a") == LeasedCounter(3, b"name")
-        assert change.counter("other", b"a") == LeasedCounter(0, b"")
-        assert change.counter("other", b"b") is None
-        assert change.total("clinic") == 7
-        assert change.total("nobody") == 0
+            change.open_counter(TICKET, meter, start=1)
+            assert change.counter(TICKET, meter) == LeasedCounter(1, b"")
+            change.set_counter(TICKET, meter, LeasedCounter(count, b"name"))
+        change.open_counter(b"other", b"a", start=0)
+        change.open_counter(TICKET, b"a", start=1)
+        assert change.counter(TICKET, b"a") == LeasedCounter(3, b"name")
+        assert change.counter(b"other", b"a") == LeasedCounter(0, b"")
+        assert change.counter(b"other", b"b") is None
+        assert (change.total(TICKET), change.meters(TICKET)) == (7, 2)
+        assert (change.total(b"none"), change.meters(b"none")) == (0, 0)
 
 
 def test_releases_older_than_an_hour_are_forgotten(path):

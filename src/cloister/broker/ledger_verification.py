@@ -17,7 +17,7 @@ from cloister.errors import EncryptionError
 class LedgerContents:
     """A ledger whose chain holds.
 
-    counters   count of each leased counter, by licence and meter
+    counters   count of each leased counter, by its ticket's digest and its meter
     refusals   how many there were of each kind
     """
 
@@ -42,11 +42,11 @@ def read_ledger(path: Path) -> LedgerContents:
             entries = tuple(_verified(connection))
         except EncryptionError as error:
             raise EncryptionError(f"{path}: {error}; restore the folder from a backup") from None
-        counters = connection.execute("SELECT license, meter, count FROM meters")
+        counters = connection.execute("SELECT ticket, meter, count FROM meters")
         last = connection.execute("SELECT kind, time, message FROM last_refusals ORDER BY id")
         return LedgerContents(
             entries,
-            {(name, bytes(meter).hex()): count for name, meter, count in counters},
+            {(bytes(one).hex(), bytes(meter).hex()): count for one, meter, count in counters},
             dict(connection.execute("SELECT kind, count FROM refusals ORDER BY kind").fetchall()),
             tuple(Refused(*row) for row in last),
         )
@@ -98,17 +98,17 @@ class _Tables:
                 self.bundles[fields["bundle"]] = fields["key_sha256"]
             case EntryKind.RELEASE:
                 self.chips.add((fields["license"], fields["chip"]))
-                self.meters.add((fields["license"], fields["meter"]))
+                self.meters.add((fields["ticket"], fields["meter"]))
 
 
 def _stored(connection: sqlite3.Connection) -> _Tables:
     licenses = connection.execute("SELECT license, chips, meters, revoked FROM licenses")
     bundles = connection.execute("SELECT bundle_id, bundle_key FROM bundles")
-    meters = connection.execute("SELECT license, meter FROM meters")
+    meters = connection.execute("SELECT ticket, meter FROM meters")
     return _Tables(
         {name: (chips, meters, bool(revoked)) for name, chips, meters, revoked in licenses},
         set(connection.execute("SELECT license, chip FROM chips")),
-        {(name, bytes(meter).hex()) for name, meter in meters},
+        {(bytes(ticket).hex(), bytes(meter).hex()) for ticket, meter in meters},
         {bytes(name).hex(): key_digest(bytes(key)) for name, key in bundles},
     )
 

@@ -36,8 +36,8 @@ CREATE TABLE licenses (
 CREATE TABLE chips (license TEXT NOT NULL, chip TEXT NOT NULL, PRIMARY KEY (license, chip))
     WITHOUT ROWID, STRICT;
 CREATE TABLE meters (
-    license TEXT NOT NULL, meter BLOB NOT NULL, count INTEGER NOT NULL, last_advance BLOB NOT NULL,
-    PRIMARY KEY (license, meter)
+    ticket BLOB NOT NULL, meter BLOB NOT NULL, count INTEGER NOT NULL, last_advance BLOB NOT NULL,
+    PRIMARY KEY (ticket, meter)
 ) WITHOUT ROWID, STRICT;
 CREATE TABLE recent (license TEXT NOT NULL, time INTEGER NOT NULL) STRICT;
 CREATE INDEX recent_of ON recent (license, time);
@@ -55,7 +55,7 @@ class LicenseTerms:
     """The vendor's limits for one licence.
 
     chips    how many processors may be given the key; None: any number
-    meters   how many meters may share its quota, each with a leased counter
+    meters   how many meters may share the quota of one ticket, each with a leased counter
     """
 
     chips: int | None = None
@@ -140,31 +140,30 @@ class LedgerChange:
         asked = "SELECT count(*) FROM chips WHERE license = ? AND chip = ?"
         return self._count(asked, license_id, chip) > 0
 
-    def open_counter(self, license_id: str, meter: bytes) -> None:
-        """A counter that begins at 0, unless it is there."""
-        self._run("INSERT OR IGNORE INTO meters VALUES (?, ?, 0, ?)", license_id, meter, b"")
+    def open_counter(self, ticket: bytes, meter: bytes, *, start: int) -> None:
+        """A counter of a meter, named by its ticket's digest; nothing if it is there."""
+        self._run("INSERT OR IGNORE INTO meters VALUES (?, ?, ?, ?)", ticket, meter, start, b"")
 
-    def meters(self, license_id: str) -> int:
-        """How many meters have a counter."""
-        return self._count("SELECT count(*) FROM meters WHERE license = ?", license_id)
+    def meters(self, ticket: bytes) -> int:
+        """How many meters a ticket has."""
+        return self._count("SELECT count(*) FROM meters WHERE ticket = ?", ticket)
 
-    def counter(self, license_id: str, meter: bytes) -> LeasedCounter | None:
+    def counter(self, ticket: bytes, meter: bytes) -> LeasedCounter | None:
         """A counter; None: there is none of this meter."""
         row = self._one(
-            "SELECT count, last_advance FROM meters WHERE license = ? AND meter = ?",
-            license_id, meter,
-        )  # fmt: skip
+            "SELECT count, last_advance FROM meters WHERE ticket = ? AND meter = ?", ticket, meter
+        )
         return None if row is None else LeasedCounter(row[0], bytes(row[1]))
 
-    def total(self, license_id: str) -> int:
-        """The sum of all counters of a licence."""
-        return self._count("SELECT sum(count) FROM meters WHERE license = ?", license_id)
+    def total(self, ticket: bytes) -> int:
+        """The sum of all counters of a ticket."""
+        return self._count("SELECT sum(count) FROM meters WHERE ticket = ?", ticket)
 
-    def set_counter(self, license_id: str, meter: bytes, counter: LeasedCounter) -> None:
+    def set_counter(self, ticket: bytes, meter: bytes, counter: LeasedCounter) -> None:
         """Store a counter."""
         self._run(
-            "UPDATE meters SET count = ?, last_advance = ? WHERE license = ? AND meter = ?",
-            counter.count, counter.last_advance, license_id, meter,
+            "UPDATE meters SET count = ?, last_advance = ? WHERE ticket = ? AND meter = ?",
+            counter.count, counter.last_advance, ticket, meter,
         )  # fmt: skip
 
     def note_release(self, license_id: str, *, time: int) -> None:
