@@ -396,7 +396,6 @@ class Session:
             policy=self.plan.policy,
             inputs=inputs,
             soundness_bits=bits,
-            hardware_rooted=False,
             trusted_ms=max(spent_ms - offline_ms, 0.0),
             worker_ms=1e-6 * waited_ns,
             module_ms=module_ms,
