@@ -29,7 +29,7 @@ def plan_of(model, policy="slalom"):
 
 def kept(data):
     file = SealedMemory(len(data), ALLOWANCE)
-    whole = np.frombuffer(data, np.uint8)
+    whole = memoryview(data)
     file.append(whole[: len(whole) // 2])
     file.append(whole[len(whole) // 2 :])
     return file
@@ -41,7 +41,7 @@ def hosted(plan, settings=HostSettings()):
 
 
 def run(session, feeds):
-    return unpack_result(np.frombuffer(session.run(np.frombuffer(pack(feeds), np.uint8)), np.uint8),
+    return unpack_result(np.frombuffer(session.run(pack(feeds)), np.uint8),
                          appraisal=None)  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_errors_cross_by_class_and_the_session_goes_on(digits):
     with pytest.raises(RangeError, match="sample 1 contains NaN"):
         run(digits, {name: np.stack([good[name][0], np.full_like(good[name][0], np.nan)])})
     with pytest.raises(ProtocolError, match="values: cannot be read"):
-        digits.run(np.frombuffer(b"no values at all", np.uint8))
+        digits.run(b"no values at all")
     assert run(digits, good).report.inputs == 2
 
 
@@ -179,7 +179,7 @@ def test_equal_plans_are_kept_once_and_go_with_their_last_user():
 def test_a_sealed_file_cannot_be_changed_or_overfilled():
     file = kept(b"abcd")
     with pytest.raises(InputError, match="more than the 4 B"):
-        file.append(np.zeros(1, np.uint8))
+        file.append(memoryview(b"x"))
     with pytest.raises(OSError):
         os.write(file.descriptor, b"x")
     file.close()

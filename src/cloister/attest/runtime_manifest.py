@@ -120,14 +120,12 @@ def first_environment() -> dict[str, str]:
         return {os.fsdecode(name): os.fsdecode(value) for name, _, value in entries}
 
 
-def with_empty_environment(arguments: Sequence[str]) -> None:
+def restart_isolated(arguments: Sequence[str]) -> None:
     """Go on in an isolated process with an empty environment: start this program anew if needed.
 
     arguments   of the command line, for `python -m cloister`
 
-    Raises   AttestationError when the new process has an environment again, OSError
+    Raises   OSError
     """
-    isolated = tuple(sys.orig_argv[1 : 1 + len(ISOLATED)]) == ISOLATED
-    if not isolated:
+    if tuple(sys.orig_argv[1 : 1 + len(ISOLATED)]) != ISOLATED:
         os.execve(sys.executable, [sys.executable, *ISOLATED, *arguments], {})  # noqa: S606
-    RuntimeManifest("", (), first_environment()).require_empty_environment()

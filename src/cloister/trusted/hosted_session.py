@@ -11,7 +11,6 @@ import resource
 import socket
 import subprocess
 import threading
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from cloister import errors
-from cloister.errors import CloisterError, InputError, ProtocolError, ServiceUnavailable
-from cloister.trusted.packed_values import pack, unpack
+from cloister.errors import CloisterError, InputError, ServiceUnavailable
+from cloister.trusted.packed_values import pack
 from cloister.trusted.sealed_memory import SealedMemory
+from cloister.wire.https.bodies import decode, encode
+from cloister.wire.https.error_bodies import error_body, error_of
 from cloister.wire.process import python, start
 
 LEAST_BYTES = 512 << 20
@@ -30,11 +30,6 @@ LEAST_BYTES = 512 << 20
 OPENING_S = 300.0
 DONE, REFUSED = b"\0", b"\1"
 NO_FILE = -1
-_ERRORS: Mapping[str, type[CloisterError]] = {
-    kind.__name__: kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, CloisterError)
-}
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ class HostedSession:
         """Of its process."""
         return self._process.pid
 
-    def run(self, packed: np.ndarray) -> bytes:
+    def run(self, packed: bytes | memoryview) -> bytes:
         """The packed result (packed_result.py) of packed inputs.
 
         Raises   what the session raises, by class; ServiceUnavailable if its process ended
@@ -138,10 +133,10 @@ class HostedSession:
         self._process.wait()
         self._channel.close()
 
-    def _ask(self, message: bytes | np.ndarray, within_s: float) -> bytes:
+    def _ask(self, message: bytes | memoryview, within_s: float) -> bytes:
         with self._lock:
             try:
-                self._channel.send_bytes(memoryview(message))
+                self._channel.send_bytes(message)
                 if not self._channel.poll(within_s):
                     # Its late answer must not pass for that of another call.
                     self._end()
@@ -162,21 +157,17 @@ class HostedSession:
                 raise
         if status == DONE:
             return answer
-        told = unpack(answer)
-        kind, text = told.get("error"), told.get("message")
-        if not isinstance(kind, str) or not isinstance(text, str):
-            raise ProtocolError("trusted session: its process answers otherwise than it should")
-        raise _ERRORS.get(kind, ProtocolError)(text)
+        raise error_of(decode(answer))
 
 
 def refusal(error: Exception) -> bytes:
     """An error as the session's process sends it; of a fault of ours, its class alone."""
     if isinstance(error, CloisterError):
-        return pack({"error": type(error).__name__, "message": str(error)})
+        return encode(error_body(error))
     text = f"trusted session: failed ({type(error).__name__})"
     if isinstance(error, MemoryError):
         text = "trusted session: its memory is spent; run smaller inputs or fewer at a time"
-    return pack({"error": ServiceUnavailable.__name__, "message": text})
+    return encode(error_body(ServiceUnavailable(text)))
 
 
 def _plain(one: HostSettings | BundleKeys | None) -> dict[str, Any] | None:

@@ -11,8 +11,6 @@ import mmap
 import os
 import threading
 
-import numpy as np
-
 from cloister.errors import InputError
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -62,14 +60,14 @@ class SealedMemory:
         """Whether all bytes are there."""
         return bool(self.digest)
 
-    def append(self, piece: np.ndarray) -> None:
+    def append(self, piece: memoryview) -> None:
         """The next bytes; the last ones seal it.
 
         Raises   InputError for more than was announced
         """
         if self.complete or self._written + piece.nbytes > self.nbytes:
             raise InputError(f"plan: more than the {self.nbytes} B that were announced")
-        rest = memoryview(piece)
+        rest = piece
         while rest:
             rest = rest[os.write(self.descriptor, rest) :]
         self._hash.update(piece)
