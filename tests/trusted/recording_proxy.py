@@ -13,6 +13,8 @@ class RecordingProxy:
 
     answer   of a request's bytes: None passes the request on, bytes are sent instead of an answer
 
+    lose     cut the connection in place of the next answer
+
     `sent` has what callers sent, `answered` what the service answered, both decrypted as far as the
     transport encrypts them.
     """
@@ -21,7 +23,7 @@ class RecordingProxy:
         folder.mkdir()
         create_certificate(folder, "proxy")
         self.sent, self.answered = bytearray(), bytearray()
-        self._answer = answer
+        self._answer, self.lose = answer, False
         host, port = url.removeprefix("https://").split(":")
         self._there = (host, int(port))
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -41,6 +43,10 @@ class RecordingProxy:
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
 
+    def passed(self, data, where):
+        """What goes on in place of a message; `where` is "sent" or "answered"."""
+        return data
+
     def __enter__(self):
         return self
 
@@ -54,18 +60,23 @@ class RecordingProxy:
                 threading.Thread(target=self._serve, args=(raw,), daemon=True).start()
 
     def _serve(self, raw):
-        with contextlib.suppress(OSError, ValueError):
-            caller = self._context.wrap_socket(raw, server_side=True)
-            there = self._outwards.wrap_socket(socket.create_connection(self._there))
+        with (
+            contextlib.suppress(OSError, ValueError),
+            self._context.wrap_socket(raw, server_side=True) as caller,
+            self._outwards.wrap_socket(socket.create_connection(self._there)) as there,
+        ):
             self._open += [caller, there]
             while request := message(caller):
                 self.sent += request
                 found = self._answer(request)
                 if found is None:
-                    there.sendall(request)
+                    there.sendall(self.passed(request, "sent"))
                     found = message(there)
+                if self.lose:
+                    self.lose = False
+                    return
                 self.answered += found
-                caller.sendall(found)
+                caller.sendall(self.passed(found, "answered"))
 
 
 def message(sock):

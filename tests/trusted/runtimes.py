@@ -30,9 +30,7 @@ class Played:
         folder.mkdir(exist_ok=True)
         key = Ed25519PrivateKey.generate()
         self.key = folder / "machine.pem"
-        self.key.write_bytes(
-            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        )
+        self.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         self.public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
         self.machine = SimulatedMachine(MEASUREMENT, **machine)
 

@@ -193,4 +193,3 @@ def test_files_take_from_what_all_may_take():
     file.close()
     file.close()
     SealedMemory(100, allowance).close()
-

@@ -212,7 +212,9 @@ def test_a_machine_that_is_not_there_is_named(policy, monkeypatch):
 
 
 def test_a_machine_that_the_policy_refuses_is_refused_with_the_field(url, played):
-    with pytest.raises(AttestationError, match=r"measurement: expected .*cd.*, found .*abab.*; the"):
+    with pytest.raises(
+        AttestationError, match=r"measurement: expected .*cd.*, found .*abab.*; the"
+    ):
         Session(CHAIN, trusted=url, appraisal=played.policy(measurements=["cd" * 48]))
     other = Policy.of({"sev-snp": {"measurements": [MEASUREMENT]}})
     with pytest.raises(AttestationError, match=r"no section \[insecure-simulated\]"):

@@ -56,9 +56,7 @@ def with_runtime(claims: Claims, *, platform: str, hardware_rooted: bool) -> Cla
     )
 
 
-def _changed(
-    statement: Statement, platform: str, *, hardware_rooted: bool
-) -> Iterator[Statement]:
+def _changed(statement: Statement, platform: str, *, hardware_rooted: bool) -> Iterator[Statement]:
     """A statement about the operator of the trusted side, or another one as it is."""
     if statement.role is not Role.HOST:
         yield statement
@@ -74,9 +72,7 @@ def _changed(
         yield statement
 
 
-def _memory(
-    statement: Statement, platform: str, *, hardware_rooted: bool
-) -> Iterator[Statement]:
+def _memory(statement: Statement, platform: str, *, hardware_rooted: bool) -> Iterator[Statement]:
     about, learns = statement.about, statement.verb is Verb.LEARNS
     if hardware_rooted:
         text = _SEEN if learns else "delay a request, refuse it, or end the session"

@@ -119,9 +119,5 @@ def _entries(sent: Mapping[str, Any]) -> list[Entry]:
     for direction, request_id, target_id, number in zip(*columns, strict=True):
         worker, kind, sizes, nbytes = kinds[_count(number)]
         way = _DIRECTIONS[_count(direction)]
-        made.append(
-            Entry(way, whole(request_id), whole(target_id), worker, kind, sizes, nbytes)
-        )
+        made.append(Entry(way, whole(request_id), whole(target_id), worker, kind, sizes, nbytes))
     return made
-
-

@@ -15,8 +15,8 @@ from cloister.attest.appraiser import Appraiser
 from cloister.attest.attested_client import AttestedClient
 from cloister.attest.handshake import Verifier
 from cloister.attest.handshake_messages import Direction
-from cloister.attest.padding import Padding
 from cloister.attest.policy import Policy
+from cloister.attest.record_padding import Padding
 from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.base.rng import Csprng
 from cloister.errors import InputError, PlanError
@@ -79,9 +79,7 @@ class RemoteSession:
         """
 
         def start() -> Verifier:
-            return Verifier(
-                appraiser, direction=Direction.CALLEE, padding=Padding.PADME, rng=rng
-            )
+            return Verifier(appraiser, direction=Direction.CALLEE, padding=Padding.PADME, rng=rng)
 
         self._client = AttestedClient(
             url, start=start, reattest_s=REATTEST_S, timeout_s=ANSWER_S, retry_for_s=RETRY_FOR_S

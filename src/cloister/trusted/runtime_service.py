@@ -103,6 +103,7 @@ class RuntimeService:
             operations=self._operations,
             closed=self._left,
             limits=SessionLimits(sessions=self._limits.sessions, idle_s=self._limits.idle_s),
+            max_call_bytes=RUN_BYTES + _BODY_BYTES,
         )
         self.url = self._service.url
 
