@@ -44,6 +44,14 @@ class Played:
         found = {"insecure-simulated": section}
         return Policy.of(found if runtime is None else {**found, "runtime": runtime})
 
+    def save_policy(self, name, measurement="00" * 32):
+        """A policy file that accepts the machine as the command plays it."""
+        path = self.folder / name
+        path.write_text(
+            f'[insecure-simulated]\nmeasurements = ["{measurement}"]\nkeys = ["{self.public}"]\n'
+        )
+        return path
+
     @contextmanager
     def serving(self, *, attester=None, listen="127.0.0.1:0", **more):
         if not (self.folder / "certificate.pem").exists():

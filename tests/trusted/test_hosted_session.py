@@ -35,9 +35,9 @@ def kept(data):
     return file
 
 
-def hosted(plan, settings=HostSettings()):
+def hosted(plan, settings=None):
     template = None if plan.template is None else kept(graph_file.to_bytes(plan.template))
-    return HostedSession(kept(plan.to_bytes()), template, settings)
+    return HostedSession(kept(plan.to_bytes()), template, settings or HostSettings())
 
 
 def run(session, feeds):

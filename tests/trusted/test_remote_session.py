@@ -198,7 +198,9 @@ def test_what_that_machine_decides_is_refused_here(option, value, said, policy):
 def test_a_machine_and_what_it_has_to_prove_go_together(policy):
     with pytest.raises(PlanError, match="give trusted="):
         Session(CHAIN, appraisal=policy)
-    for other in (None, "policy.toml"):
+    with pytest.raises(InputError, match=r"policy\.toml"):
+        Session(CHAIN, trusted="https://127.0.0.1:1", appraisal="policy.toml")
+    for other in (None, {}):
         with pytest.raises(PlanError, match="trusted= needs appraisal="):
             Session(CHAIN, trusted="https://127.0.0.1:1", appraisal=other)
     with pytest.raises(InputError, match="https://HOST:PORT"):
@@ -207,7 +209,7 @@ def test_a_machine_and_what_it_has_to_prove_go_together(policy):
 
 def test_a_machine_that_is_not_there_is_named(policy, monkeypatch):
     monkeypatch.setattr("cloister.trusted.remote_session.RETRY_FOR_S", 0.1)
-    with pytest.raises(ServiceUnavailable, match="127.0.0.1:9: cannot be reached"):
+    with pytest.raises(ServiceUnavailable, match=r"127\.0\.0\.1:9: cannot be reached"):
         Session(CHAIN, trusted="https://127.0.0.1:9", appraisal=policy)
 
 
@@ -242,7 +244,7 @@ def test_a_machine_that_stops_ends_its_sessions_with_a_clear_error(played, polic
     with played.serving() as service:
         session = Session(CHAIN, trusted=service.url, appraisal=policy)
         session.run(FEEDS)
-    with pytest.raises(ServiceUnavailable, match="cannot be reached.*is it running"):
+    with pytest.raises(ServiceUnavailable, match=r"cannot be reached.*is it running"):
         session.run(FEEDS)
     session.close()
     with pytest.raises(PlanError, match="session is closed"):
@@ -332,7 +334,7 @@ def test_the_hidden_end_of_a_bundle_runs_there(bundled):
 
 def test_a_machine_with_a_bundle_runs_no_other_plan(bundled, url, policy):
     there, asked, made = bundled
-    with pytest.raises(PlanError, match="runs bundle [0-9a-f]{32} alone"):
+    with pytest.raises(PlanError, match=r"runs bundle [0-9a-f]{32} alone"):
         Session(CHAIN, trusted=there, appraisal=asked)
     other = planned_end(nets.chain(), queries=7)
     with pytest.raises(PlanError, match="of its bundle alone, not"):

@@ -6,6 +6,8 @@ size of it, no input. Then plan and inputs go over the attested channel, and res
 
 import time
 from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,7 +181,7 @@ class RemoteSession:
 def connected(
     plan: Plan,
     url: str | None,
-    appraisal: Policy | Appraiser | None,
+    appraisal: Appraiser | Policy | str | PathLike[str] | None,
     given: Mapping[str, tuple[Any, Any]],
     *,
     rng: Csprng,
@@ -192,12 +194,14 @@ def connected(
     """
     if url is None:
         raise PlanError("appraisal= is of another machine; give trusted=, its https://HOST:PORT")
+    if isinstance(appraisal, str | PathLike):
+        appraisal = Policy.load(Path(appraisal))
     if isinstance(appraisal, Policy):
         appraisal = Appraiser(appraisal)
     if not isinstance(appraisal, Appraiser):
         raise PlanError(
-            "trusted= needs appraisal=, what that machine has to prove: Policy.load(Path("
-            "'policy.toml')), or an Appraiser with collateral"
+            "trusted= needs appraisal=, what that machine has to prove: a policy's file, a Policy, "
+            "or an Appraiser with collateral"
         )
     for name, (value, default) in given.items():
         if value is not default and value != default:

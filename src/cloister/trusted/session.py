@@ -101,7 +101,8 @@ class Session:
     trusted          https://HOST:PORT of a machine on which all of this runs (`cloister trusted
                      serve`); its operator decides how. It gets the plan and inputs once it has
                      proved itself, and proves itself again every ten minutes
-    appraisal        what that machine has to prove: a policy, or an appraiser with collateral
+    appraisal        what that machine has to prove: the file of a policy, a policy, or an
+                     appraiser with collateral
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Session:
         counter: "QueryCounter | None" = None,
         padding: "PaddingProfile | None" = None,
         trusted: str | None = None,
-        appraisal: "Policy | Appraiser | None" = None,
+        appraisal: "Appraiser | Policy | str | os.PathLike[str] | None" = None,
         rng: Csprng | None = None,
     ) -> None:
         if not isinstance(plan, Plan):
@@ -195,7 +196,7 @@ class Session:
     def _open_remote(
         self,
         url: str | None,
-        appraisal: "Policy | Appraiser | None",
+        appraisal: "Appraiser | Policy | str | os.PathLike[str] | None",
         local: Mapping[str, tuple[object, object]],
     ) -> None:
         """Have another machine run the plan; what talks to it is loaded for such sessions only.
