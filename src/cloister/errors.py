@@ -18,6 +18,7 @@
     │   └── ChannelClosedError    an attested conversation has ended: closed, expired or broken
     ├── VerificationError         an answer was wrong: a check failed
     │   ├── AttestationError      evidence does not prove what was asked of it
+    │   │   └── TpmError          a TPM cannot be reached, or refuses a command
     │   └── MeterError            a ticket's meter is damaged, another ticket's, or of a later time
     │       ├── RollbackError     an old state of the meter or of its counter was put back
     │       ├── ForkError         another copy of the meter was used
@@ -33,8 +34,10 @@
     │   └── TicketError           a ticket or receipt is changed, not valid now, or another one
     ├── BudgetError               a sample's leakage budget, a module's queries or a ticket's quota
     │                             would be exceeded
+    ├── ReleaseError              a key broker refuses to release a key or to advance a counter
     └── ServiceUnavailable        a service cannot be reached, or is busy
         ├── AuthorityUnavailable  the key authority
+        ├── BrokerUnavailable     the vendor's key broker
         └── CiphertextServerUnavailable
 
     CloisterWarning
@@ -148,6 +151,17 @@ class AttestationError(VerificationError):
     """Evidence does not prove what was asked of it: nothing is sent to who showed it."""
 
 
+class TpmError(AttestationError):
+    """A TPM cannot be reached, or refuses a command.
+
+    code   the TPM's, without the number of the operand; None where it gave none
+    """
+
+    def __init__(self, message: str, *, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class MeterError(VerificationError):
     """The meter of a ticket is damaged, another ticket's, or was used at a later time."""
 
@@ -204,12 +218,20 @@ class BudgetError(CloisterError):
     """A sample's leakage budget, a module's queries or a ticket's quota would be exceeded."""
 
 
+class ReleaseError(CloisterError):
+    """A vendor's key broker refuses to release a key, or to advance a counter."""
+
+
 class ServiceUnavailable(CloisterError):  # noqa: N818  (a state, not a mistake)
     """A service cannot be reached, or is busy."""
 
 
 class AuthorityUnavailable(ServiceUnavailable):
     """The key authority cannot be reached, or is busy."""
+
+
+class BrokerUnavailable(ServiceUnavailable):
+    """The vendor's key broker cannot be reached, or is busy."""
 
 
 class CiphertextServerUnavailable(ServiceUnavailable):
