@@ -1,5 +1,6 @@
 """`cloister attest` as people use it, on real evidence."""
 
+import hashlib
 import json
 
 import pytest
@@ -46,6 +47,23 @@ def test_without_a_policy_the_verdict_is_not_that_it_is_trusted(cloister):
     assert ran.code == 0
     assert "verdict: genuine, not appraised" in ran.out
     assert "not checked  TCB: no TCB information" in ran.out
+
+
+def test_a_runtimes_manifest_is_compared(cloister, policy, tmp_path):
+    manifest = tmp_path / "manifest.json"
+    manifest.write_bytes(b"{}")
+    digest = hashlib.sha256(b"{}").hexdigest()
+    asks = policy("[runtime]", f'manifests = ["{digest}"]')
+    arguments = ("attest", "verify", QUOTE, *GIVEN, *NOW, "--policy", asks)
+    ran = cloister(*arguments, "--manifest", manifest)
+    assert ran.code == 0
+    assert "passed       manifest" in ran.out
+    ran = cloister(*arguments)
+    assert ran.code == 3
+    assert "manifest: expected the runtime's manifest, found none" in ran.err
+    manifest.write_bytes(b"{ }")
+    ran = cloister(*arguments, "--manifest", manifest)
+    assert (ran.code, "failed       manifest" in ran.out) == (3, True)
 
 
 def test_a_quote_of_other_code_is_refused_by_name(cloister, policy):
@@ -123,6 +141,7 @@ def test_files_that_are_not_recognised_are_named(cloister, tmp_path):
         ((QUOTE, "--now", "soon"), "--now soon: must be such as"),
         ((QUOTE, "--now", "2025-06-19T12:00"), "has no time zone; add Z"),
         ((QUOTE, "--report-data", "00"), "--report-data: goes with --policy"),
+        ((QUOTE, "--manifest", QUOTE), "--manifest: goes with --policy"),
         ((QUOTE, "--policy", "missing.toml"), "missing.toml: no such file"),
     ],
 )

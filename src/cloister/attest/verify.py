@@ -20,15 +20,15 @@ MAX_OFFSET = 64
 Verifier = Callable[..., VerifiedEvidence]
 
 
-def read_evidence(path: Path) -> bytes:
+def read_evidence(path: Path, *, what: str = "evidence") -> bytes:
     """A file's contents.
 
     Raises   InputError
     """
-    with parsing(f"evidence {path}: cannot be read"), open_regular(path) as file:
+    with parsing(f"{what} {path}: cannot be read"), open_regular(path) as file:
         data = file.read(MAX_BYTES + 1)
     if not 0 < len(data) <= MAX_BYTES:
-        raise AttestationError(f"evidence {path}: has {len(data)} bytes, of 1 to {MAX_BYTES}")
+        raise AttestationError(f"{what} {path}: has {len(data)} bytes, of 1 to {MAX_BYTES}")
     return data
 
 

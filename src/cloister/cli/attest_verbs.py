@@ -47,6 +47,14 @@ ReportData = Annotated[
     str | None,
     typer.Option("--report-data", metavar="HEX", help="What the machine was asked to bind."),
 ]
+Manifest = Annotated[
+    Path | None,
+    typer.Option(
+        "--manifest",
+        metavar="FILE",
+        help="The runtime's, which [runtime] of a policy asks for; compared with the launch.",
+    ),
+]
 Now = Annotated[
     str | None,
     typer.Option("--now", metavar="TIME", help="Such as 2026-01-31T12:00Z. Default: the clock."),
@@ -83,6 +91,7 @@ def verify_evidence(
     collateral: CollateralPaths = None,
     policy: PolicyFile = None,
     report_data: ReportData = None,
+    manifest: Manifest = None,
     now: Now = None,
     json: options.Json = False,
 ) -> None:
@@ -91,11 +100,13 @@ def verify_evidence(
     Nothing is fetched: what is missing counts as not checked. Without --policy the command says
     what the evidence claims, and not whether that is enough.
     """
-    if policy is None and report_data is not None:
-        raise InputError("--report-data: goes with --policy")
-    at = datetime.now(UTC) if now is None else _time(now)
+    for name, value in (("--report-data", report_data), ("--manifest", manifest)):
+        if policy is None and value is not None:
+            raise InputError(f"{name}: goes with --policy")
+    at = datetime.now(UTC) if now is None else options.read_time("--now", now)
     asked = None if policy is None else Policy.load(policy)
     expected = None if report_data is None else _bytes(report_data)
+    shown_manifest = None if manifest is None else read_evidence(manifest, what="manifest")
     data, given = read_evidence(evidence), Collateral.load(collateral or ())
     tree = Check(str(evidence))
     found: VerifiedEvidence | None = None
@@ -104,7 +115,7 @@ def verify_evidence(
         found = verify(data, given, now=at, check=tree)
         result = found.to_json()
         if asked is not None:
-            result = appraise(found, asked, expected).to_json()
+            result = appraise(found, asked, expected, manifest=shown_manifest).to_json()
     except AttestationError as error:
         _show(tree, found, {**result, "checks": tree.to_json()}, str(error), given, json=json)
         raise
@@ -145,14 +156,6 @@ def _tree(check: Check) -> Tree:
     for part in check.parts:
         tree.children.append(_tree(part))
     return tree
-
-
-def _time(text: str) -> datetime:
-    with parsing(f"--now {text}: must be such as 2026-01-31T12:00Z"):
-        found = datetime.fromisoformat(text)
-    if found.tzinfo is None:
-        raise InputError(f"--now {text}: has no time zone; add Z")
-    return found.astimezone(UTC)
 
 
 def _bytes(text: str) -> bytes:
