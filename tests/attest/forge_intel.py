@@ -77,8 +77,8 @@ class Intel:
         levels += [pair(f"{SGX}.2.17", tlv(2, b"\x0b"))]
         held = tlv(
             0x30,
-            pair(f"{SGX}.2", tlv(0x30, b"".join(levels))) + pair(f"{SGX}.3", tlv(4, bytes(2)))
-            + pair(f"{SGX}.4", tlv(4, FMSPC)),
+            pair(f"{SGX}.1", tlv(4, bytes(16))) + pair(f"{SGX}.2", tlv(0x30, b"".join(levels)))
+            + pair(f"{SGX}.3", tlv(4, bytes(2))) + pair(f"{SGX}.4", tlv(4, FMSPC)),
         )  # fmt: skip
         extensions = [(SGX, held)] if self.extension else []
         self.pck = certificate(self.pck_name, pck, middle, ca, extensions=extensions)
