@@ -85,7 +85,7 @@ def verify_evidence(
     """
     if policy is None and report_data is not None:
         raise InputError("--report-data: goes with --policy")
-    at = datetime.now(UTC) if now is None else _time(now)
+    at = datetime.now(UTC) if now is None else options.read_time("--now", now)
     asked = None if policy is None else Policy.load(policy)
     expected = None if report_data is None else _bytes(report_data)
     data, given = read_evidence(evidence), Collateral.load(collateral or ())
@@ -137,14 +137,6 @@ def _tree(check: Check) -> Tree:
     for part in check.parts:
         tree.children.append(_tree(part))
     return tree
-
-
-def _time(text: str) -> datetime:
-    with parsing(f"--now {text}: must be such as 2026-01-31T12:00Z"):
-        found = datetime.fromisoformat(text)
-    if found.tzinfo is None:
-        raise InputError(f"--now {text}: has no time zone; add Z")
-    return found.astimezone(UTC)
 
 
 def _bytes(text: str) -> bytes:
