@@ -11,7 +11,7 @@ import typer
 from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.base.identity import create_certificate
 from cloister.base.rng import SystemRandom
-from cloister.bundle.bundle_keys import load_content_key, load_vendor
+from cloister.bundle.bundle_keys import BundleKey, load_content_key, load_vendor
 from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.cli import hidden_end, options
 from cloister.cli.attester_options import SimulatedMachineKey, attester_of
@@ -159,9 +159,11 @@ def _bundle(
         vendor=vendor.public_bytes_raw().hex(),
     )
     counts = hidden_end.open_counter(found.plan, counter)
+    bundle_id = found.header.bundle_id
     keys = BundleKeys(
         path.absolute(),
-        load_content_key(key),
+        bundle_id,
+        BundleKey.derive(load_content_key(key), bundle_id=bundle_id).key,
         vendor.public_bytes_raw(),
         engine or hidden_end.EngineName.NATIVE,
         None if counts is None else counts.path,
