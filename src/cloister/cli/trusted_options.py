@@ -47,7 +47,7 @@ AppraisalCollateral = Annotated[
     ),
 ]
 
-ReceiptFolder = Annotated[
+ReceiptsTo = Annotated[
     Path | None,
     typer.Option(
         "--receipts",
@@ -65,7 +65,7 @@ class TrustedElsewhere:
     trusted: TrustedUrl = None
     appraisal: AppraisalPolicy = None
     collateral: AppraisalCollateral = None
-    receipts: ReceiptFolder = None
+    receipts: ReceiptsTo = None
 
     def appraiser(self) -> Appraiser | None:
         """What judges that machine; None where this one is the trusted side.
