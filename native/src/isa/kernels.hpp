@@ -155,6 +155,8 @@ struct Kernels {
   void (*scale_difference)(const uint32_t* p, const uint32_t* m, int64_t count, float factor,
                            float* out);
   void (*transpose)(const uint32_t* x, int64_t rows, int64_t columns, uint32_t* out);
+  bool (*all_finite)(const float* x, int64_t count);
+  bool (*interleave)(const float* x, int64_t rows, int64_t columns, float* out);  // 1 to 4 rows
   FreivaldsKernels freivalds;
   AesKernels aes;
   PadShareKernels pad_shares;

@@ -201,6 +201,8 @@ const Kernels kKernelsAvx512{
     .doubles = fixed_point_kernels<double>(),
     .scale_difference = scale_difference_words,
     .transpose = transpose_squares,
+    .all_finite = all_finite_floats,
+    .interleave = interleave_floats,
     .freivalds = {fold_weights, combine_taps},
     .aes = {aes_expand_key, vaes_fill, vaes_stream<true>},
     .pad_shares = pad_share_kernels<Avx512>()};
