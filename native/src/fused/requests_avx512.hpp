@@ -14,14 +14,16 @@ constexpr int kVectors = 4;  // AES waits for itself, so four keystreams are mad
 // The integers of a tile, vector by vector.
 struct TileQuantiser {
   const float* values;
+  const float* fetched;  // in order, whatever the order of the vectors
   Ahead ahead;
   Quantiser<Avx512> quantise;
 
   explicit TileQuantiser(const EmitRow& row)
-      : values(row.values), ahead(row.ahead), quantise(row) {}
+      : values(row.values), fetched(row.values), ahead(row.ahead), quantise(row) {}
 
   inline __attribute__((always_inline)) __m512i operator()(int64_t at, auto... mask) {
-    fetch(ahead, values + at);
+    fetch(ahead, fetched);
+    fetched += Avx512::kLanes;
     return quantise(Avx512::load(values + at, mask...));
   }
   void count(CheckLanes& lanes) const {
