@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from attest.cases import VECTORS
+from attest.tpm_server import answering, recorded
 
 QUOTE = VECTORS / "tdx" / "tdx_quote"
 GIVEN = ("--collateral", VECTORS / "tdx" / "tdx_quote_collateral.json")
@@ -97,10 +98,15 @@ def test_json_says_everything_also_of_what_is_refused(cloister, policy):
     found = json.loads(ran.out)
     assert (ran.code, found["verdict"], found["hardware_rooted"]) == (0, "accepted", True)
     assert found["claims"]["tcb_status"] == "UpToDate"
-    ran = cloister(*arguments, "--report-data", "00")
+    ran = cloister(*arguments, "--report-data", data[:-2] + "21")
     found = json.loads(ran.out)
     assert (ran.code, found["verdict"]) == (3, "refused")
-    assert found["refused"].startswith("report data: expected 00")
+    assert found["refused"].startswith("report data: expected 9a9d48")
+    # What is short is not filled up.
+    ran = cloister(*arguments, "--report-data", data[:64])
+    found = json.loads(ran.out)
+    assert (ran.code, found["verdict"]) == (3, "refused")
+    assert found["refused"].startswith("report data: number of bytes: expected 32, found 64")
 
 
 def test_evidence_that_cannot_be_verified_has_failed_as_a_whole(cloister, tmp_path):
@@ -168,6 +174,10 @@ def test_this_machine_and_a_simulated_one(cloister, tmp_path):
     (tmp_path / "key.pem").write_bytes(key)
     simulated = ("--insecure-simulated", tmp_path / "key.pem")
     ran = cloister("attest", "show", "--out", out, "--report-data", "00ff", *simulated)
+    assert (ran.code, out.exists()) == (2, False)
+    assert "--report-data: has 2 bytes, of 64; machines fill up what is short" in ran.err
+    asked = ("--report-data", "00ff" + "00" * 62)
+    ran = cloister("attest", "show", "--out", out, *asked, *simulated)
     assert "insecure-simulated" in ran.out
     ran = cloister("attest", "verify", out, "--json")
     found = json.loads(ran.out)
@@ -178,3 +188,19 @@ def test_this_machine_and_a_simulated_one(cloister, tmp_path):
     assert (ran.code, "is no Ed25519 key in PEM" in ran.err) == (2, True)
     ran = cloister("attest", "show", "--report-data", "00")
     assert (ran.code, "--report-data: goes with --out" in ran.err) == (2, True)
+
+
+def test_a_tpm_by_its_socket(cloister, tmp_path):
+    asked = ("--out", tmp_path / "quote", "--report-data", bytes(range(64)).hex())
+    with answering(tmp_path, recorded("evidence")) as tpm:
+        ran = cloister("attest", "show", "--tpm", tpm.path, *asked)
+    assert ran.code == 0
+    assert "a TPM proves how the machine started, not what reads its memory" in ran.out
+    assert (tmp_path / "quote").read_bytes() == (VECTORS / "tpm" / "quote.bin").read_bytes()
+    ran = cloister("attest", "verify", tmp_path / "quote", "--json")
+    found = json.loads(ran.out)
+    assert (found["format"], found["rooted"], found["hardware_rooted"]) == (
+        "tpm",
+        "software",
+        False,
+    )
