@@ -16,7 +16,7 @@ from cloister.attest.clock import Clock
 from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.broker.broker_folder import BrokerFolder
 from cloister.broker.ledger_entry import EntryKind, LedgerEntry
-from cloister.broker.ledger_verification import read_ledger
+from cloister.broker.ledger_verification import ledger_ends
 from cloister.broker.refusal_log import RefusalLog
 from cloister.broker.release_ledger import LeasedCounter, LedgerChange, ReleaseLedger
 from cloister.broker.release_rules import (
@@ -33,9 +33,10 @@ from cloister.errors import (
     CloisterError,
     CounterError,
     EncryptionError,
+    InputError,
     ReleaseError,
 )
-from cloister.tickets.ticket import CounterKind, Ticket
+from cloister.tickets.ticket import CounterKind, Ticket, utc
 
 _T = TypeVar("_T")
 
@@ -66,7 +67,12 @@ class Broker:
         Raises   InputError, EncryptionError, AttestationError for damaged collateral
         """
         self.folder, self._clock = BrokerFolder.open(folder), clock
-        first = read_ledger(self.folder.ledger).entries[0]
+        first, last = ledger_ends(self.folder.ledger)
+        if self._clock.now().timestamp() < last.time:
+            raise InputError(
+                f"{self.folder.ledger}: its last entry is of {utc(last.time)}, and the clock reads "
+                f"{self._clock.now().isoformat()}; set the clock right: expired tickets would count"
+            )
         if first.fields.get("certificate") != self.folder.certificate.hex():
             raise EncryptionError(
                 f"{self.folder.ledger}: belongs to another certificate than that of its folder; "
