@@ -424,7 +424,8 @@ def run(
         )
     receipt = None
     if isinstance(result, MeteredResult):
-        receipt = bought.save(result)
+        save = bought.save if appraiser is None else elsewhere.save
+        receipt = save(result)
     answers = Answers(planned, claims, result, found.read.names, found.origin, names, top)
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
