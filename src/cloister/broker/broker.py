@@ -36,6 +36,7 @@ from cloister.errors import (
     InputError,
     ReleaseError,
 )
+from cloister.tickets.receipt import receipt_signer
 from cloister.tickets.ticket import CounterKind, Ticket, utc
 
 _T = TypeVar("_T")
@@ -123,6 +124,7 @@ class Broker:
             started = RuntimeManifest.from_bytes(manifest)
         except AttestationError as error:
             raise self.refuse(RefusalKind.RUNTIME, error) from None
+        meter_key = self.folder.meter_key(ticket.license, ticket.bundle_id, meter)
         now = self.now()
         time = int(now.timestamp())
         with self._ledger.changing() as change:
@@ -135,6 +137,8 @@ class Broker:
                 key = _held(change.bundle_key(ticket.bundle_id))
                 fields = _fields(request, appraisal, session)
                 fields["policy"] = self.appraiser.policy_digest.hex()
+                signer = receipt_signer(meter_key, ticket).public_key()
+                fields["receipt_key"] = signer.public_bytes_raw().hex()
                 entry = change.append(EntryKind.RELEASE, fields, time=time)
                 change.put_chip(ticket.license, machine.chip)
                 change.open_counter(ticket.digest, meter, start=ticket.counter.start)
@@ -142,7 +146,6 @@ class Broker:
         # The transaction is on the disk: only now may a key be read by anyone.
         if refused is not None:
             raise self.refuse(*refused)
-        meter_key = self.folder.meter_key(ticket.license, ticket.bundle_id, meter)
         return RecordedRelease(BundleKey(ticket.bundle_id, key), meter_key, entry)
 
     def read_counter(self, ticket: Ticket, meter: bytes) -> int:
