@@ -247,7 +247,7 @@ def _row(entry: LedgerEntry) -> tuple[object, ...]:
     fields = entry.fields
     at = datetime.fromtimestamp(entry.time, UTC).strftime("%Y-%m-%d %H:%M:%S")
     names = ("license", "bundle", "format", "measurement", "chip")
-    cells = [str(fields.get(name, ""))[:16] for name in names]
+    cells = [str(fields.get(name, ""))[: None if name == "format" else 16] for name in names]
     told = ""
     match entry.kind:
         case EntryKind.RELEASE:
