@@ -152,7 +152,7 @@ def test_evidence_of_a_service_before_its_restart_gets_nothing(played, tmp_path)
     with played.serving() as service:
         # Records of a conversation before the restart are none of this service.
         client = https_client.HttpsClient(
-            service.url, certificate=https_client.CertificateDigest(None), retry_for_s=0.1
+            service.url, certificate=https_client.InsecureAnyCertificate(), retry_for_s=0.1
         )
         token = re.search(rb"Bearer (\w+)", records[0])[1].decode()
         client.show(token)
