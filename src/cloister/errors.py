@@ -14,9 +14,15 @@
     │   ├── WorkerError           the other side is a worker; the text begins with its name
     │   │   ├── WorkerUnavailable it cannot be reached, or died
     │   │   └── WorkerTimeout     it did not answer within the stated time
-    │   └── EngineError           the other side is a hidden module's engine: it died, hung, failed
+    │   ├── EngineError           the other side is a hidden module's engine: it died, hung, failed
+    │   └── ChannelClosedError    an attested conversation has ended: closed, expired or broken
     ├── VerificationError         an answer was wrong: a check failed
-    │   └── AttestationError      evidence does not prove what was asked of it
+    │   ├── AttestationError      evidence does not prove what was asked of it
+    │   │   └── TpmError          a TPM cannot be reached, or refuses a command
+    │   └── MeterError            a ticket's meter is damaged, another ticket's, or of a later time
+    │       ├── RollbackError     an old state of the meter or of its counter was put back
+    │       ├── ForkError         another copy of the meter was used
+    │       └── CounterError      a monotonic counter cannot be read or advanced, or is another one
     ├── PadError                  blinding is impossible
     │   ├── PadReusedError        a pad would have been used twice
     │   ├── PadsExhausted         the store has no unused pad left
@@ -24,10 +30,14 @@
     │   └── MakerError            a maker of pads broke the protocol, or none is left
     ├── EncryptionError           a ciphertext, key or data set is damaged, replayed or another's
     │   ├── UnknownDatasetError   the authority or server has no data set of this name
-    │   └── BundleError           a bundle is changed, stale, or of another vendor, key or plan
-    ├── BudgetError               a sample's leakage budget or a module's queries would be exceeded
+    │   ├── BundleError           a bundle is changed, stale, or of another vendor, key or plan
+    │   └── TicketError           a ticket or receipt is changed, not valid now, or another one
+    ├── BudgetError               a sample's leakage budget, a module's queries or a ticket's quota
+    │                             would be exceeded
+    ├── ReleaseError              a key broker refuses to release a key or to advance a counter
     └── ServiceUnavailable        a service cannot be reached, or is busy
         ├── AuthorityUnavailable  the key authority
+        ├── BrokerUnavailable     the vendor's key broker
         └── CiphertextServerUnavailable
 
     CloisterWarning
@@ -129,12 +139,43 @@ class EngineError(ProtocolError):
     """The engine of a hidden module died, hung, or refused its input; nothing was returned."""
 
 
+class ChannelClosedError(ProtocolError):
+    """An attested conversation has ended: closed, expired or broken; begin a new one."""
+
+
 class VerificationError(CloisterError):
     """A worker's answer failed its check."""
 
 
 class AttestationError(VerificationError):
     """Evidence does not prove what was asked of it: nothing is sent to who showed it."""
+
+
+class TpmError(AttestationError):
+    """A TPM cannot be reached, or refuses a command.
+
+    code   the TPM's, without the number of the operand; None where it gave none
+    """
+
+    def __init__(self, message: str, *, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class MeterError(VerificationError):
+    """The meter of a ticket is damaged, another ticket's, or was used at a later time."""
+
+
+class RollbackError(MeterError):
+    """An old state of a ticket's meter, or of its counter, was put back."""
+
+
+class ForkError(MeterError):
+    """Another copy of a ticket's meter was used."""
+
+
+class CounterError(MeterError):
+    """A monotonic counter cannot be read or advanced, or is another than the ticket's."""
 
 
 class PadError(CloisterError):
@@ -169,8 +210,16 @@ class BundleError(EncryptionError):
     """A bundle is changed, stale, or of another vendor, content key or plan."""
 
 
+class TicketError(EncryptionError):
+    """A ticket or receipt is changed, not valid now, or of another vendor or bundle."""
+
+
 class BudgetError(CloisterError):
-    """A sample's leakage budget, or the queries of a hidden module, would be exceeded."""
+    """A sample's leakage budget, a module's queries or a ticket's quota would be exceeded."""
+
+
+class ReleaseError(CloisterError):
+    """A vendor's key broker refuses to release a key, or to advance a counter."""
 
 
 class ServiceUnavailable(CloisterError):  # noqa: N818  (a state, not a mistake)
@@ -179,6 +228,10 @@ class ServiceUnavailable(CloisterError):  # noqa: N818  (a state, not a mistake)
 
 class AuthorityUnavailable(ServiceUnavailable):
     """The key authority cannot be reached, or is busy."""
+
+
+class BrokerUnavailable(ServiceUnavailable):
+    """The vendor's key broker cannot be reached, or is busy."""
 
 
 class CiphertextServerUnavailable(ServiceUnavailable):

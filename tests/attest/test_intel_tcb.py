@@ -18,8 +18,12 @@ from cloister.errors import AttestationError
 
 ENDS = datetime(2030, 1, 1, tzinfo=UTC)
 STATUSES = list(TcbStatus)
-OLD = {"UpToDate", "SWHardeningNeeded"}
-OLD_CONFIGURED = {"ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded"}
+# Relaunch is advised only where no part is old: with an old quoting enclave, the whole is.
+OLD = {"UpToDate", "SWHardeningNeeded", "TDRelaunchAdvised"}
+OLD_CONFIGURED = {
+    "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded",
+    "TDRelaunchAdvisedConfigurationNeeded",
+}  # fmt: skip
 
 
 def quote(name):
@@ -72,7 +76,7 @@ def identity(svn=0, **changed):
 
 
 def found(levels, platform=(5,) * 16, pcesvn=10, who=None, **changed):
-    tcb = PlatformTcb(platform, pcesvn, bytes(2), bytes.fromhex("00a067110000"))
+    tcb = PlatformTcb(bytes(16), platform, pcesvn, bytes(2), bytes.fromhex("00a067110000"))
     return evaluate(quote("sgx"), tcb, info(levels, **changed), who or identity())
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import cloister.base._native as native
 from attest import cases
-from benchmarks import ROOT, attest, pad_kills
+from benchmarks import ROOT, attest, attested_session, meter_kills, pad_kills
 from benchmarks.__main__ import NAMES, main
 from benchmarks.networks import build
 
@@ -101,6 +101,20 @@ def test_attest(monkeypatch):
     assert found["noise"]["tried"] > 10
     assert attest.faults(found) == 0
     assert attest.faults({**found, "unnoticed": 1}) == 1
+
+
+def test_attested_session(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    found = attested_session.measure(repeats=2, mib=2)
+    assert set(found["handshake_ms"]) == {"verifier", "prover"}
+    assert {"sev-snp", "tdx", "sgx", "nitro"} <= set(found["verify_ms"])
+    assert [row["bytes"] for row in found["records"]] == [4096, 1 << 20, 2 << 20]
+    good = {**found, "handshake_ms": {"verifier": 4.9, "prover": 1.0}}
+    good["records"] = [{"bytes": 1, "seal_gb_s": 1.1, "open_gb_s": 1.1}]
+    assert attested_session.faults(good) == 0
+    good["handshake_ms"]["prover"] = 5.1
+    good["records"][0]["open_gb_s"] = 0.9
+    assert attested_session.faults(good) == 2
 
 
 def test_audit_models(data, tmp_path):
@@ -288,6 +302,21 @@ def test_memory(model_file):
     assert 0.5 < row["stated_over_measured"] < 2
     assert [stage["step"] for stage in row["stages"]][-1] == "requests answered"
     assert set(found) >= ENVIRONMENT
+
+
+def test_meter_kills():
+    found = measured("meter_kills", "--kills", 25, "--seed", 7)
+    assert found["kills"] >= 25
+    assert found["outputs_spent"] >= found["outputs_released"] > 0
+    assert meter_kills.faults(found) == 0
+    for name in meter_kills.FAULTS:
+        assert meter_kills.faults({**found, name: 1}) == 1
+
+
+def test_broker_kills():
+    found = measured("broker_kills", "--kills", 5, "--runtimes", 2)
+    assert found["releases_held"] > 0
+    assert found["advances"] > 0
 
 
 def test_pad_kills():

@@ -26,7 +26,7 @@ from bundle.bundles import (
     sealed,
 )
 from cloister.base.rng import InsecureSeededRandom
-from cloister.bundle.bundle_header import CONTEXT, MAX_CHUNK_BYTES, MAX_PART_BYTES, BundleHeader
+from cloister.bundle.bundle_header import KIND, MAX_CHUNK_BYTES, MAX_PART_BYTES, BundleHeader
 from cloister.bundle.sealed_bundle import SealedBundle, named_module
 from cloister.errors import BundleError, CloisterError, InputError
 from cloister.plan.plan import Plan
@@ -137,7 +137,7 @@ def header_changed_and_signed(good, rng):
         # Another version is what the vendor may well sign.
         if dataclasses.replace(found, version=good.file.header.version) == good.file.header:
             head = good.file.head
-    signature = SIGNER.sign(CONTEXT + head)
+    signature = SIGNER.sign(KIND.context + head)
     return Call(dataclasses.replace(good.file, head=head, signature=signature).data())
 
 

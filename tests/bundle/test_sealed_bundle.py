@@ -29,12 +29,11 @@ from bundle.bundles import (
 )
 from cloister.base.rng import InsecureSeededRandom
 from cloister.bundle.bundle_header import (
-    FORMAT,
-    MAGIC,
-    MAX_HEADER_BYTES,
+    KIND,
     MAX_VERSION,
     BundleHeader,
 )
+from cloister.bundle.bundle_keys import BundleKey
 from cloister.bundle.sealed_bundle import SealedBundle, hidden_bytes, named_module
 from cloister.errors import BundleError, InputError
 from cloister.graph.canonical import PRELUDE
@@ -308,7 +307,7 @@ def test_a_manifest_that_its_vendor_made_up_is_refused(tmp_path, place, value):
         (b"", "is not a bundle"),
         (b"CLOP" + bytes(100), "is not a bundle"),
         (b"CLOB" + (7).to_bytes(4, "little") + bytes(100), "format 7"),
-        (b"CLOB\1\0\0\0" + (2**62).to_bytes(8, "little"), f"longer than {MAX_HEADER_BYTES} B"),
+        (b"CLOB\1\0\0\0" + (2**62).to_bytes(8, "little"), f"longer than {KIND.most} B"),
         (b"CLOB\1\0\0\0" + (200).to_bytes(8, "little") + bytes(100), "cut off within its header"),
     ],
 )
@@ -349,7 +348,7 @@ def test_a_header_has_one_form(path):
     assert len({text, *otherwise}) == 9
     for changed in otherwise:
         with pytest.raises(BundleError):
-            BundleHeader.from_bytes(PRELUDE.pack(MAGIC, FORMAT, len(changed)) + changed)
+            BundleHeader.from_bytes(PRELUDE.pack(KIND.magic, KIND.format, len(changed)) + changed)
     with pytest.raises(BundleError):
         BundleHeader.from_bytes(head + b" ")
 
@@ -410,3 +409,16 @@ def test_a_process_that_is_killed_leaves_a_whole_bundle_or_none(tmp_path):
     sealed(path, MODULE, signer=SIGNER)
     assert os.listdir(tmp_path) == ["model.bundle"]
     np.testing.assert_array_equal(opened(path)[1].manifest.inputs[0].shape, (4,))
+
+
+def test_the_key_of_one_bundle_opens_no_other(tmp_path):
+    made = module()
+    first, second = (sealed(tmp_path / f"{i}.bundle", made, version=i + 1,
+                            rng=InsecureSeededRandom(i)) for i in range(2))  # fmt: skip
+    key = BundleKey.derive(KEY, bundle_id=SealedBundle.show(first).bundle_id)
+    assert SealedBundle.open(first, key, vendor=VENDOR)[1].weights == made.weights
+    with pytest.raises(BundleError, match="the key that was released is for"):
+        SealedBundle.open(second, key, vendor=VENDOR)
+    moved = BundleKey(SealedBundle.show(second).bundle_id, key.key)
+    with pytest.raises(BundleError, match="chunk 0 does not open"):
+        SealedBundle.open(second, moved, vendor=VENDOR)

@@ -31,6 +31,7 @@ from cli.help_texts import verbs
 from cloister.graph.split import split_points
 from cloister.plan import policies, split_report
 from plan.split_reports import report_of
+from trusted.runtimes import Played
 
 FILES = sorted(Path(__file__).with_name("transcripts").glob("*.txt"))
 ROOT = Path(__file__).parents[2]
@@ -110,6 +111,7 @@ def folder(tmp_path, monkeypatch):
     np.savez(tmp_path / "pictures.npz", x=pictures, y=classes)
     save_reports(tmp_path)
     save_evidence(tmp_path)
+    Played(tmp_path).save_policy("machine.toml")
     np.savez(tmp_path / "many.npz", x=rng.integers(0, 256, (300, 8, 8), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CLOISTER_TOKEN", raising=False)

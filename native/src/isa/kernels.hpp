@@ -130,7 +130,7 @@ struct AesKernels {
                uint32_t* out);
   // The same subtracted from the words at `in`, each read once; see aes_ctr_subtract.
   void (*subtract)(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
-                   const uint32_t* in, uint32_t* out, int64_t ahead);
+                   const uint32_t* in, uint32_t* out, int64_t far_bytes);
 };
 
 // Where a digit lies in a word: (word >> shift) & mask is the digit plus half its range.

@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from cloister.attest.check_tree import Check
+from cloister.attest.report_data import REPORT_DATA_BYTES, require_report_data
 from cloister.attest.verified_evidence import Format, Revocation, Rooted, VerifiedEvidence
 from cloister.base.reading import open_regular, parsing
 from cloister.base.typed_json import from_json
 from cloister.errors import AttestationError, InputError
 
 KIND = "cloister-insecure-simulated-1"
-REPORT_DATA_BYTES = 64
 MAX_KEY_BYTES = 65536
 WHAT = "simulated evidence"
 
@@ -36,6 +36,7 @@ class SimulatedMachine:
 
     measurement: str
     chip_id: str = "00" * 32
+    host_data: str = "00" * 32
     debug: bool = False
     svn: int = 1
 
@@ -44,10 +45,7 @@ class SimulatedMachine:
 
         Raises   AttestationError for more or fewer
         """
-        if len(report_data) != REPORT_DATA_BYTES:
-            raise AttestationError(
-                f"{WHAT}: report data has {len(report_data)} bytes, of {REPORT_DATA_BYTES}"
-            )
+        require_report_data(report_data)
         public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         body = {**asdict(self), "report_data": report_data.hex(), "key": public.hex()}
         return json.dumps(
@@ -88,6 +86,7 @@ class SimulatedAttester:
 class _Body:
     measurement: str
     chip_id: str
+    host_data: str
     debug: bool
     svn: int
     report_data: str
@@ -130,6 +129,7 @@ def verify(data: bytes, *, now: datetime, check: Check) -> VerifiedEvidence:
     claims = {
         "measurement": bytes.fromhex(body.measurement),
         "chip_id": bytes.fromhex(body.chip_id),
+        "host_data": bytes.fromhex(body.host_data),
         "key": key,
         "debug": body.debug,
         "svn": body.svn,

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from cloister.bundle.bundle_keys import load_content_key, load_vendor
+from cloister.bundle.bundle_keys import BundleKey, load_content_key, load_vendor
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.cli import options
@@ -120,8 +120,10 @@ class BundleTrust:
     vendor: PinnedVendor = None
     at_least: OldestVersion = None
 
-    def open(self, path: str, key: Path | None) -> tuple[Plan, CompiledModule]:
-        """The plan and the module of a bundle.
+    def open(self, path: str, key: Path | BundleKey | None) -> tuple[SealedBundle, CompiledModule]:
+        """A bundle and its module.
+
+        key   the file of the content key, or the key that a broker has released
 
         Raises   InputError for keys that are missing, BundleError
         """
@@ -130,12 +132,22 @@ class BundleTrust:
                 f"{path}: is a bundle; give --vendor FILE, whose key signed it, and --key FILE, "
                 "which opens it"
             )
-        return SealedBundle.open(
+        return SealedBundle.verify_and_open(
             Path(path),
-            load_content_key(key),
+            key if isinstance(key, BundleKey) else load_content_key(key),
             vendor=load_vendor(self.vendor),
             at_least=self.at_least or 1,
         )
+
+    def plan(self, path: str) -> Plan:
+        """The plan of a bundle, whose hidden end stays sealed.
+
+        Raises   InputError for a missing --vendor, BundleError
+        """
+        if self.vendor is None:
+            raise InputError(f"{path}: is a bundle; give --vendor FILE, whose key signed it")
+        vendor = load_vendor(self.vendor)
+        return SealedBundle.verify(Path(path), vendor=vendor, at_least=self.at_least or 1).plan
 
     def refuse_any(self) -> None:
         """Refuse both options.

@@ -9,16 +9,21 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from cloister.attest.appraiser import Appraiser
 from cloister.base import files
 from cloister.base.rng import SystemRandom
 from cloister.base.sizes import human_bytes
+from cloister.broker.broker_client import BrokerClient
 from cloister.bundle.bundle_header import is_bundle_file
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.cli import hidden_end, options, plan_goals
+from cloister.cli.attester_options import SimulatedMachineKey
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
+from cloister.cli.license_options import License
 from cloister.cli.maker_options import PadMakers
 from cloister.cli.results import Answers, check_labels, read_labels
+from cloister.cli.trusted_options import OPERATOR, TrustedElsewhere
 from cloister.errors import InputError, PadsExhausted, PlanError
 from cloister.graph.batch import batch_axis, element_type, is_other
 from cloister.graph.graph import Graph
@@ -50,9 +55,12 @@ from cloister.plan.split_report import SplitReport
 from cloister.planner.expected_gain import expected_gain
 from cloister.planner.plan_search import CostedPlan
 from cloister.planner.session_memory import session_memory
+from cloister.tickets.ticket_meter import TicketMeter
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.compare import Comparison
 from cloister.trusted.compare import compare as measure_errors
+from cloister.trusted.engines.sandbox import hide_memory
+from cloister.trusted.metered_session import MeteredResult, MeteredSession
 from cloister.trusted.pads.makers import MakerAddress
 from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
@@ -105,6 +113,7 @@ KeyFile = Annotated[
     ),
 ]
 CSV = ".csv"
+_NOT_BOUGHT = "goes with a bundle; leave it out"
 OutputFile = Annotated[
     Path | None,
     typer.Option(
@@ -293,6 +302,8 @@ class PlannedRun:
     """What a run needs: a plan, where it is from, inputs, and the modules of its hidden parts.
 
     pinned   whether the caller has made or named exactly this plan
+    meter    of the ticket that buys the outputs, if one is needed
+    release  what the vendor's key broker has recorded of it, if there is one
     """
 
     plan: Plan
@@ -300,10 +311,13 @@ class PlannedRun:
     read: Inputs
     modules: Mapping[str, CompiledModule]
     pinned: bool = True
+    meter: TicketMeter | None = None
+    release: Mapping[str, object] | None = None
 
 
 @options.grouped
 def run(
+    context: typer.Context,
     model: options.ModelPlanOrBundle,
     inputs: options.InputFiles,
     given: options.ModelInputs,
@@ -311,6 +325,8 @@ def run(
     makers: PadMakers,
     end: hidden_end.HiddenEnd,
     trust: hidden_end.BundleTrust,
+    elsewhere: TrustedElsewhere,
+    bought: License,
     digest: options.PinnedDigest = None,
     engine: hidden_end.Engine = None,
     module: hidden_end.ModuleFolder = None,
@@ -322,14 +338,35 @@ def run(
     to: OutputFile = None,
     transcript: TranscriptFile = None,
     on_clip: options.OnClipChoice = None,
+    insecure_simulated: SimulatedMachineKey = None,
     json: options.Json = False,
 ) -> None:
     """Run a model on inputs: private, verified, or both, with an untrusted worker.
 
     Its last layers may be hidden (--last, --from): a compiled module runs them in a process of its
     own. A bundle has the plan and the module of a vendor, whose signature pins the plan: name the
-    policy or the digest as well to choose how your inputs are protected.
+    policy or the digest as well to choose how your inputs are protected. With --broker, the vendor
+    releases its key to a machine that proves itself.
+
+    With --trusted, all of it runs on another machine, which has to prove what --appraisal asks for
+    before it gets the plan or an input.
     """
+    appraiser = elsewhere.appraiser()
+    if appraiser is not None:
+        elsewhere.refuse_execution(execution)
+        options.refuse_given(
+            OPERATOR,
+            {
+                "--pads": pads, "--key": key, "--maker": makers.maker or None,
+                "--engine": engine, "--module": module, "--counter": counter,
+            },
+        )  # fmt: skip
+        end.refuse_any("goes in the bundle that the --trusted machine serves; leave it out")
+        bought.refuse_any("is spent by the --trusted machine; leave it out")
+        options.refuse_given(
+            "messages to workers stay on the --trusted machine; leave it out",
+            {"--transcript": transcript},
+        )
     if (pads is None) != (key is None) and not is_bundle_file(model):
         raise InputError("--pads and --key belong together; give both or neither")
     addresses = makers.addresses(stored=pads is not None)
@@ -339,16 +376,29 @@ def run(
         if path is not None:
             _require_place(option, path, *suffixes)
     names = read_labels(labels) if labels else ()
+    if bought.broker is None:
+        options.refuse_given("goes with --broker", {"--insecure-simulated": insecure_simulated})
     if is_bundle_file(model):
         end.refuse_any("is decided by the bundle; leave it out")
         options.refuse_given("goes with a plan, not a bundle", {"--module": module, "--pads": pads})
-        found = _planned_in_bundle(model, inputs, given, digest, trust, key)
+        client = bought.client(model, vendor=trust.vendor, key=key, machine=insecure_simulated)
+        if client is not None:
+            # The key is for this process alone, and not for others of its user.
+            hide_memory()
+            context.call_on_close(client.close)
+        found = _planned_in_bundle(
+            model, inputs, given, digest, trust, bought, key, client, sealed=appraiser is not None
+        )
     elif is_plan_file(model):
         trust.refuse_any()
+        bought.refuse_any(_NOT_BOUGHT)
         end.refuse_any("is decided by the plan; leave it out")
-        found = _planned_in_file(model, inputs, given, digest, module, key)
+        found = _planned_in_file(
+            model, inputs, given, digest, module, key, hidden=appraiser is None
+        )
     else:
         trust.refuse_any()
+        bought.refuse_any(_NOT_BOUGHT)
         options.refuse_given("goes with a plan; leave it out", {"--module": module})
         found = _planned_now(model, inputs, given, end, engine, digest, pads, key)
     planned = found.plan
@@ -358,17 +408,24 @@ def run(
     if to is not None and to.suffix == CSV:
         _require_rows(f"--out {to}", planned.graph)
     on_clip = on_clip or OnClip.WARN
-    result, claims = _compute(
-        found,
-        execution,
-        store=_pad_store(planned, pads, key, inputs=len(found.read.names)),
-        makers=makers,
-        addresses=addresses,
-        engine=engine,
-        counter=hidden_end.open_counter(planned, counter),
-        on_clip=on_clip,
-        transcript=transcript,
-    )
+    if appraiser is not None and elsewhere.trusted is not None:
+        result, claims = _compute_elsewhere(found, elsewhere.trusted, appraiser, on_clip=on_clip)
+    else:
+        result, claims = _compute(
+            found,
+            execution,
+            store=_pad_store(planned, pads, key, inputs=len(found.read.names)),
+            makers=makers,
+            addresses=addresses,
+            engine=engine,
+            counter=hidden_end.open_counter(planned, counter),
+            on_clip=on_clip,
+            transcript=transcript,
+        )
+    receipt = None
+    if isinstance(result, MeteredResult):
+        save = bought.save if appraiser is None else elsewhere.save
+        receipt = save(result)
     answers = Answers(planned, claims, result, found.read.names, found.origin, names, top)
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
@@ -381,9 +438,17 @@ def run(
     if beyond is not None:
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
     if json:
-        emit_json({**answers.to_dict(), "warning": beyond})
+        written: dict[str, object] = {} if receipt is None else {"receipt": receipt}
+        if found.release is not None:
+            written["release"] = found.release
+        emit_json({**answers.to_dict(), "warning": beyond, **written})
     else:
         answers.show()
+        if receipt is not None:
+            out().print(f"receipt {receipt}", soft_wrap=True)
+        if found.release is not None:
+            told = "key released by entry {entry} of the broker's ledger, {digest}"
+            out().print(told.format(**found.release), soft_wrap=True)
 
 
 def _compute(
@@ -420,11 +485,27 @@ def _compute(
         ) as session,
         progress("inputs") as update,
     ):
-        result = session.run(found.read.arrays, progress=update)
+        running: Session | MeteredSession = session
+        if found.meter is not None:
+            running = MeteredSession(session, found.meter, rng=SystemRandom())
+        result = running.run(found.read.arrays, progress=update)
         claims = session.claims(pinned=found.pinned)
     if transcript is not None:
         result.transcript.save(transcript)
     return result, claims
+
+
+def _compute_elsewhere(
+    found: PlannedRun, url: str, appraiser: Appraiser, *, on_clip: OnClip
+) -> tuple[Result, Claims]:
+    """The result of a run on another machine, which proves itself first."""
+    clips = OnClip.RAISE if on_clip is OnClip.RAISE else OnClip.IGNORE
+    with (
+        Session(found.plan, trusted=url, appraisal=appraiser, on_clip=clips) as session,
+        progress("inputs") as update,
+    ):
+        result = session.run(found.read.arrays, progress=update)
+        return result, session.claims(pinned=found.pinned)
 
 
 def _planned_in_bundle(
@@ -433,13 +514,27 @@ def _planned_in_bundle(
     given: options.ModelInputs,
     digest: str | None,
     trust: hidden_end.BundleTrust,
+    bought: License,
     key: Path | None,
+    client: BrokerClient | None,
+    *,
+    sealed: bool,
 ) -> PlannedRun:
-    """The plan and the module of a bundle; the vendor's signature pins the plan."""
-    sealed, module = trust.open(path, key)
-    made, origin = given.accept_plan(sealed, path, digest=digest)
+    """The plan of a bundle, and its module; the vendor's signature pins the plan.
+
+    sealed   the module is opened elsewhere
+    """
+    if sealed:
+        made, origin = given.accept_plan(trust.plan(path), path, digest=digest)
+        return PlannedRun(made, origin, given.read(made.graph, inputs), {})
+    keys = None if client is None else client.release()
+    bundle, module = trust.open(path, key if keys is None else keys.bundle_key)
+    made, origin = given.accept_plan(bundle.plan, path, digest=digest)
     modules = {made.modules[0].node: module}
-    return PlannedRun(made, origin, given.read(made.graph, inputs), modules)
+    read = given.read(made.graph, inputs)
+    meter = bought.open(bundle.header, vendor=trust.vendor, key=key, client=client)
+    release = None if keys is None else {"entry": keys.entry, "digest": keys.digest.hex()}
+    return PlannedRun(made, origin, read, modules, meter=meter, release=release)
 
 
 def _planned_in_file(
@@ -449,12 +544,17 @@ def _planned_in_file(
     digest: str | None,
     module: Path | None,
     key: Path | None,
+    *,
+    hidden: bool,
 ) -> PlannedRun:
-    """The plan in a file; the key file of pads pins it where the caller does not."""
+    """The plan in a file; the key file of pads pins it where the caller does not.
+
+    hidden   its hidden end runs here
+    """
     if digest is None and key is not None:
         digest = PadLedger.open(key).plan_digest.hex()
     made, origin = given.load_plan(path, digest=digest)
-    modules = hidden_end.load_module(made, module, path=path)
+    modules = hidden_end.load_module(made, module, path=path) if hidden else {}
     read = given.read(made.graph, inputs)
     return PlannedRun(made, origin, read, modules, pinned=digest is not None)
 

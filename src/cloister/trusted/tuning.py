@@ -126,19 +126,25 @@ def kept() -> Choice | None:
     return found if found.same_machine(machine) else None
 
 
-def keep(choice: Choice) -> None:
-    """Write a choice for later processes.
+def keep(choice: Choice) -> Path:
+    """Write a choice for later processes; gives its file.
 
     Raises   OSError
     """
     path = _path(choice)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     replace(path, json.dumps(asdict(choice), indent=2).encode(), private=True)
+    return path
 
 
 def _path(machine: Choice) -> Path:
+    """Kernels with other defaults are other kernels: what was measured of them says nothing."""
+    own = defaults()
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    key = f"{machine.processor}\n{machine.cores}\n{machine.isa}"
+    key = (
+        f"{machine.processor}\n{machine.cores}\n{machine.isa}\n"
+        f"{own.tile} {own.far_tiles} {own.stream_from}"
+    )
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     return Path(folder) / "cloister" / f"tuning-{name}.json"
 
@@ -175,7 +181,7 @@ def _candidates() -> Iterator[Choice]:
     """The defaults, then others that were fastest on some machine."""
     yield defaults()
     for tile in (1024, 2048, 4096):
-        for far_tiles in (0, 2):
+        for far_tiles in (0, 8):
             if (tile, far_tiles) != (native.Tuning().tile, native.Tuning().far_tiles):
                 yield _here(native.Tuning(tile=tile, far_tiles=far_tiles))
     yield _here(native.Tuning(stream_from=_NEVER))
