@@ -1,0 +1,10 @@
+"""What is fuzzed of attestation and all that rests on it: makers of cases by target."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from fuzz.case import Maker
+from fuzz.evidence_cases import evidence
+
+TARGETS: dict[str, Callable[[Path], AbstractContextManager[Maker]]] = {"evidence": evidence}
