@@ -4,7 +4,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from fuzz.bundle_cases import bundles
 from fuzz.case import Maker
 from fuzz.evidence_cases import evidence
 
-TARGETS: dict[str, Callable[[Path], AbstractContextManager[Maker]]] = {"evidence": evidence}
+TARGETS: dict[str, Callable[[Path], AbstractContextManager[Maker]]] = {
+    "evidence": evidence,
+    "bundles": bundles,
+}

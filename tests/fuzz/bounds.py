@@ -15,7 +15,7 @@ MAX_BYTES = 200 * 2**20
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
-class Finding(AssertionError):
+class FindingError(AssertionError):
     """A case did what none may do; `kind` is the same for all findings of one cause."""
 
     def __init__(self, kind: str, text: str) -> None:
@@ -30,15 +30,15 @@ class _Hung(BaseException):
 def judge(run: Callable[[], object]) -> bool:
     """Whether a case was accepted; one of the library's errors refuses it.
 
-    Raises   Finding for another error, more than a second, or more than 200 MB
+    Raises   FindingError for another error, more than a second, or more than 200 MB
     """
     before, began = _resident_after_reset(), time.process_time()
     accepted = _accepted(run)
     took = time.process_time() - began
     if took > MAX_S:
-        raise Finding("slow", f"{took:.1f} s of processor time")
+        raise FindingError("slow", f"{took:.1f} s of processor time")
     if (grown := _peak() - before) > MAX_BYTES:
-        raise Finding("large", f"{grown >> 20} MB more at the peak")
+        raise FindingError("large", f"{grown >> 20} MB more at the peak")
     return accepted
 
 
@@ -54,14 +54,14 @@ def _accepted(run: Callable[[], object]) -> bool:
         text = str(error)
         if not text or "\n" in text or len(text) > MAX_TEXT_CHARS:
             kind = f"text of {type(error).__name__}"
-            raise Finding(kind, f"{len(text)} characters: {text[:200]!r}") from error
+            raise FindingError(kind, f"{len(text)} characters: {text[:200]!r}") from error
         return False
-    except (Finding, KeyboardInterrupt):
+    except (FindingError, KeyboardInterrupt):
         raise
     except _Hung as error:
-        raise Finding(f"hung {_place(error)}", f"more than {HUNG_S:.0f} s") from error
+        raise FindingError(f"hung {_place(error)}", f"more than {HUNG_S:.0f} s") from error
     except BaseException as error:
-        raise Finding(f"{type(error).__name__} {_place(error)}", str(error)[:300]) from error
+        raise FindingError(f"{type(error).__name__} {_place(error)}", str(error)[:300]) from error
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, previous)

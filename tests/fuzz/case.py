@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fuzz.bounds import Finding, judge
+from fuzz.bounds import FindingError, judge
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Tally:
 
     tried: Counter = field(default_factory=Counter)
     accepted: Counter = field(default_factory=Counter)
-    found: list[tuple[Finding, Case, tuple[int, int]]] = field(default_factory=list)
+    found: list[tuple[FindingError, Case, tuple[int, int]]] = field(default_factory=list)
 
 
 def attack(make: Maker, *, seed: int, numbers: Iterable[int]) -> Tally:
@@ -42,6 +42,6 @@ def attack(make: Maker, *, seed: int, numbers: Iterable[int]) -> Tally:
         tally.tried[case.how] += 1
         try:
             tally.accepted[case.how] += judge(case.run)
-        except Finding as finding:
+        except FindingError as finding:
             tally.found.append((finding, case, (seed, number)))
     return tally

@@ -19,7 +19,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attest import forge
-from attest.cases import GENUINE, LENIENT, VECTORS, Case as Genuine
+from attest.cases import GENUINE, LENIENT, VECTORS
+from attest.cases import Case as Genuine
 from cloister.attest import certificates, intel, nitro, nvidia_gpu, sev_snp, simulated
 from cloister.attest.appraisal import appraise
 from cloister.attest.check_tree import Check
@@ -28,7 +29,7 @@ from cloister.attest.intel_quote import SGX_BODY, parse
 from cloister.attest.policy import Policy, template
 from cloister.attest.simulated import SimulatedMachine
 from cloister.attest.verify import verify
-from fuzz.bounds import Finding
+from fuzz.bounds import FindingError
 from fuzz.case import Case, Maker
 from fuzz.mutate import mutated_bytes, mutated_json
 from fuzz.structures import (
@@ -77,7 +78,7 @@ def evidence(folder: Path) -> Iterator[Maker]:
             with signatures_hold() if holds else nullcontext():
                 found = run()
             if not holds and found is not None and _claimed(found) not in genuine:
-                raise Finding("accepted", f"{kind.__name__}: claims that nobody signed")
+                raise FindingError("accepted", f"{kind.__name__}: claims that nobody signed")
 
         return Case(kind.__name__.strip("_") + (", signed" if holds else ""), data, judged)
 
@@ -394,7 +395,7 @@ def _damaged_file(data: bytes, rng) -> bytes:
 
 
 _XML = (
-    (b'alternatives="1"', b'alternatives="99999999999"'), (b'alternatives="1"', b'alternatives="-1"'),
+    (b'alternatives="1"', b'alternatives="999999999"'), (b'alternatives="1"', b'alternatives="-1"'),
     (b'index="', b'index="9'), (b'active="True"', b'active="true"'), (b"Hash0", b"Hash1"),
     (b"<Payload>", b"<a>" * 20000), (b"<", b"<!DOCTYPE a [<!ENTITY b 'c'>]><"), (b'="', b'="&#0;'),
     (b'encoding="UTF-8"', b'encoding="utf-16"'), (b'encoding="utf-8"', b'encoding="cp037"'),
