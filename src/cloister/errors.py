@@ -14,7 +14,8 @@
     │   ├── WorkerError           the other side is a worker; the text begins with its name
     │   │   ├── WorkerUnavailable it cannot be reached, or died
     │   │   └── WorkerTimeout     it did not answer within the stated time
-    │   └── EngineError           the other side is a hidden module's engine: it died, hung, failed
+    │   ├── EngineError           the other side is a hidden module's engine: it died, hung, failed
+    │   └── ChannelClosedError    an attested conversation has ended: closed, expired or broken
     ├── VerificationError         an answer was wrong: a check failed
     │   └── AttestationError      evidence does not prove what was asked of it
     ├── PadError                  blinding is impossible
@@ -129,6 +130,10 @@ class WorkerTimeout(WorkerError):  # noqa: N818  (a state, not a mistake)
 
 class EngineError(ProtocolError):
     """The engine of a hidden module died, hung, or refused its input; nothing was returned."""
+
+
+class ChannelClosedError(ProtocolError):
+    """An attested conversation has ended: closed, expired or broken; begin a new one."""
 
 
 class VerificationError(CloisterError):

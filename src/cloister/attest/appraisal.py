@@ -1,6 +1,7 @@
 """Comparing verified evidence with a policy: the decision whether a machine is trusted."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cloister.attest.check_tree import Check, refused, require_equal
@@ -15,11 +16,19 @@ from cloister.attest.policy import (
     Compare,
     Policy,
     Rule,
+    RuntimeRules,
 )
 from cloister.attest.verified_evidence import Format, Revocation, VerifiedEvidence
 from cloister.errors import AttestationError
 
 REPORT_DATA_BYTES = 64
+LAUNCH_FIELDS: Mapping[Format, tuple[str, Callable[..., "hashlib._Hash"]]] = {
+    Format.SEV_SNP: ("host_data", hashlib.sha256),
+    Format.TDX: ("mrconfigid", hashlib.sha384),
+    Format.SGX: ("config_id", hashlib.sha512),
+    Format.SIMULATED: ("host_data", hashlib.sha256),
+}
+"""The claim that holds a digest given at launch, which may be that of a manifest."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +37,13 @@ class Appraisal:
 
     weakened   the fields of the policy that weaken protection and are set
     checks     those of the evidence, and below them those of the policy
+    manifest   SHA-256 of the manifest of the runtime that answers, if one was given
     """
 
     evidence: VerifiedEvidence
     weakened: tuple[str, ...]
     checks: Check
+    manifest: bytes | None = None
 
     @property
     def hardware_rooted(self) -> bool:
@@ -43,16 +54,23 @@ class Appraisal:
         """All of it in plain values."""
         found = self.evidence.to_json()
         found |= {"hardware_rooted": self.hardware_rooted, "weakened": list(self.weakened)}
+        if self.manifest is not None:
+            found["manifest"] = self.manifest.hex()
         return {**found, "checks": self.checks.to_json()}
 
 
 def appraise(
-    evidence: VerifiedEvidence, policy: Policy, expected_report_data: bytes | None
+    evidence: VerifiedEvidence,
+    policy: Policy,
+    expected_report_data: bytes | None,
+    *,
+    manifest: bytes | None = None,
 ) -> Appraisal:
     """Compare evidence with a policy, field by field.
 
     expected_report_data   what the machine was asked to bind; None: nothing was asked, which proves
                            that such a machine exists, and not that it is the one that answers
+    manifest               of the runtime that answers, which its launch may have bound
 
     Raises   AttestationError naming the claim, what was expected and found, and the policy's entry
     """
@@ -73,13 +91,15 @@ def appraise(
         _judge_revocation(evidence, section, check)
         if UNKNOWN_TCB in section:
             _require_tcb(evidence, section, check)
+        _compare_manifest(evidence, section, policy.runtime, manifest, check)
     weakened = [name for name, value in section.items() if name.startswith("insecure") and value]
     if section[REPORT_DATA] == FIRST_32:
         weakened.append(REPORT_DATA)
     if evidence.format in NO_LISTS:
         # Nobody could give a list.
         weakened = [name for name in weakened if name != UNKNOWN_REVOCATION]
-    return Appraisal(evidence, tuple(weakened), evidence.checks)
+    digest = None if manifest is None else hashlib.sha256(manifest).digest()
+    return Appraisal(evidence, tuple(weakened), evidence.checks, digest)
 
 
 def _compare_report_data(
@@ -180,3 +200,56 @@ def _require_tcb(evidence: VerifiedEvidence, section: Mapping[str, object], chec
             "TCB status", expected=section["tcb_statuses"], found="unknown",
             remedy=f"give Intel's collateral in --collateral, or set {UNKNOWN_TCB}",
         )  # fmt: skip
+
+
+def _compare_manifest(
+    evidence: VerifiedEvidence,
+    section: Mapping[str, object],
+    rules: RuntimeRules,
+    manifest: bytes | None,
+    check: Check,
+) -> None:
+    """Compare a runtime's manifest with the policy, and with what its launch was given."""
+    if manifest is None:
+        if rules == RuntimeRules():
+            return
+        with check.step("manifest"):
+            raise refused(
+                "manifest", expected="the runtime's manifest", found="none",
+                remedy="give it; the policy asks by its section [runtime]",
+            )  # fmt: skip
+    with check.step("manifest"):
+        digest = hashlib.sha256(manifest).digest()
+        if rules.manifests is not None and digest not in rules.manifests:
+            raise refused(
+                "manifest", expected=rules.manifests, found=digest,
+                remedy="the policy's field manifests of [runtime] decides",
+            )  # fmt: skip
+    _compare_launch(evidence, section, rules, manifest, check)
+
+
+def _compare_launch(
+    evidence: VerifiedEvidence,
+    section: Mapping[str, object],
+    rules: RuntimeRules,
+    manifest: bytes,
+    check: Check,
+) -> None:
+    name, digest_of = LAUNCH_FIELDS.get(evidence.format, ("", hashlib.sha256))
+    found = evidence.claims.get(name)
+    if section.get(name) is not None:
+        check.leave("launch", f"the policy pins {name} itself")
+    elif isinstance(found, bytes) and any(found):
+        with check.step("launch"):
+            require_equal(
+                name, found, digest_of(manifest).digest(),
+                remedy="the machine was launched for another manifest than it shows",
+            )  # fmt: skip
+    elif rules.bound_at_launch:
+        with check.step("launch"):
+            raise refused(
+                name or "launch", expected=digest_of(manifest).digest(), found=found or "none",
+                remedy="the policy's field bound_at_launch of [runtime] decides",
+            )  # fmt: skip
+    else:
+        check.leave("launch", "the platform was given no digest of a manifest at launch")

@@ -5,9 +5,11 @@ except those with a default; what weakens protection has `insecure` in its name.
 to name the code that may run, or say that any may.
 """
 
+import hashlib
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -155,6 +157,7 @@ RULES: Mapping[Format, Sequence[Rule]] = {
     Format.SIMULATED: (
         _digests("measurements", "measurement", "digests of the code that is played", code=True),
         _digests("keys", "key", "public keys that may sign", length=32),
+        _digests("host_data", "host_data", "digests of the manifest given at launch", length=32),
         _digests("chip_ids", "chip_id", "machines that are accepted; none given: any"),
         Rule("min_svn", Compare.AT_LEAST, ("svn",), "security version", default=0),
         _flag("insecure_allow_debug", "debug", "the host may read the machine's memory"),
@@ -170,6 +173,43 @@ COMMON: Mapping[str, object] = {ANY_CODE: False, UNKNOWN_REVOCATION: False, REPO
 """Fields of every section, with their defaults."""
 NO_LISTS = (Format.NITRO, Format.NVIDIA_GPU, Format.SIMULATED)
 """Their vendors publish no list of revoked certificates that could be given."""
+RUNTIME = "runtime"
+"""The section about the manifest of the program that answers, whatever its platform."""
+MANIFEST_DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class RuntimeRules:
+    """What is asked of a runtime's manifest.
+
+    manifests         SHA-256 digests of those that are accepted; None: any, it is shown
+    bound_at_launch   the platform has to have been given the manifest's digest at launch
+    """
+
+    manifests: tuple[bytes, ...] | None = None
+    bound_at_launch: bool = False
+
+    @classmethod
+    def of(cls, found: object, what: str) -> "RuntimeRules":
+        """The rules of a parsed section.
+
+        Raises   InputError
+        """
+        if not isinstance(found, dict):
+            raise InputError(f"{what}: must be a section")
+        if unknown := set(found) - {"manifests", "bound_at_launch"}:
+            names = "manifests, bound_at_launch"
+            raise InputError(f"{what}: field {min(unknown)!r} is not known; choose {names}")
+        bound = _common("bound_at_launch", found.get("bound_at_launch", False), what)
+        if "manifests" not in found:
+            return cls(None, bool(bound))
+        listed = _value(_MANIFESTS, found["manifests"], what)
+        if not isinstance(listed, list):
+            raise InputError(f"{what}: manifests: must be a list")
+        return cls(tuple(listed), bool(bound))
+
+
+_MANIFESTS = _digests("manifests", "manifest", length=MANIFEST_DIGEST_BYTES)
 
 
 @dataclass(frozen=True)
@@ -177,6 +217,15 @@ class Policy:
     """What is asked of evidence, by format and field; values are as the claims have them."""
 
     sections: Mapping[Format, Mapping[str, object]]
+    runtime: RuntimeRules = RuntimeRules()
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of its canonical form: every field of every section, defaults too."""
+        sections = {kind.value: dict(section) for kind, section in self.sections.items()}
+        whole = {**sections, RUNTIME: asdict(self.runtime)}
+        text = json.dumps(whole, sort_keys=True, separators=(",", ":"), default=bytes.hex)
+        return hashlib.sha256(b"cloister policy\0" + text.encode()).digest()
 
     @classmethod
     def load(cls, path: Path) -> "Policy":
@@ -199,15 +248,19 @@ class Policy:
         Raises   InputError
         """
         sections: dict[Format, dict[str, object]] = {}
+        runtime = RuntimeRules()
         for name, section in found.items():
+            if name == RUNTIME:
+                runtime = RuntimeRules.of(section, f"{what}: [{RUNTIME}]")
+                continue
             if name not in tuple(Format):
-                raise InputError(f"{what}: section {name!r}: choose {', '.join(RULES)}")
+                raise InputError(f"{what}: section {name!r}: choose {', '.join(RULES)}, {RUNTIME}")
             if Format(name) not in RULES or not isinstance(section, dict):
                 raise InputError(f"{what}: section {name!r} cannot be used")
             sections[Format(name)] = _section(Format(name), section, f"{what}: [{name}]")
         if not sections:
             raise InputError(f"{what}: accepts no format; give a section, such as [sev-snp]")
-        return cls(sections)
+        return cls(sections, runtime)
 
 
 def fields_of(kind: Format) -> dict[str, object]:
@@ -307,6 +360,12 @@ def template() -> str:
             lines.append(f"{mark}{rule.name} = {_toml(rule)}  # {rule.help}")
         rest = [name for name in defaults if name not in {rule.name for rule in RULES[kind]}]
         lines += [f"{name} = {_plain(defaults[name])}" for name in rest]
+    lines += [
+        "",
+        f"[{RUNTIME}]  # the manifest of the program that answers, on every platform",
+        "# manifests = []  # SHA-256 of those that are accepted; none given: any, it is shown",
+        "bound_at_launch = false  # true: the platform has to have been given its digest at launch",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -37,6 +37,7 @@ class SimulatedMachine:
 
     measurement: str
     chip_id: str = "00" * 32
+    host_data: str = "00" * 32
     debug: bool = False
     svn: int = 1
 
@@ -101,6 +102,7 @@ def _described(data: bytes, path: Path) -> SimulatedMachine:
 class _Body:
     measurement: str
     chip_id: str
+    host_data: str
     debug: bool
     svn: int
     report_data: str
@@ -143,6 +145,7 @@ def verify(data: bytes, *, now: datetime, check: Check) -> VerifiedEvidence:
     claims = {
         "measurement": bytes.fromhex(body.measurement),
         "chip_id": bytes.fromhex(body.chip_id),
+        "host_data": bytes.fromhex(body.host_data),
         "key": key,
         "debug": body.debug,
         "svn": body.svn,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from cloister.errors import CloisterError, ProtocolError, ServiceUnavailable, printable
 from cloister.wire.https.admission import BusyError, Crowd, QuietLog, ServerLimits, Shares
 from cloister.wire.https.bodies import CONTENT_TYPE, MAX_MESSAGE_CHARS, Body, decode, encode
+from cloister.wire.https.error_bodies import error_body
 from cloister.wire.https.head import END, MAX_HEAD_BYTES, RequestHead, parse_head
 
 QUICK_BYTES = 1 << 16
@@ -73,10 +74,13 @@ class Principal:
 
     identity   tells this caller's connections and shares from others'
     route      operation -> route; raises CloisterError to refuse
+    stranger   who showed no token, where that is allowed: the connection keeps its place among
+               strangers, and the whole request has to come in the time that a head has
     """
 
     identity: Hashable
     route: Callable[[str], Route]
+    stranger: bool = False
 
 
 Admit = Callable[[str | None], Principal]
@@ -184,11 +188,12 @@ class Connection:
             return False
         try:
             caller = principal.identity
-            house.crowd.known(self, caller)
+            if not principal.stranger:
+                house.crowd.known(self, caller)
             route = principal.route(head.operation())
             length = head.length(route.max_bytes)
             async with house.bodies.taken(caller, length):
-                data = await self._body(length)
+                data = await self._body(length, stranger=principal.stranger)
                 async with contextlib.AsyncExitStack() as held:
                     status, answer = await self._answer(caller, route, data, held)
                     await self._send(status, answer, closes=head.closes)
@@ -200,11 +205,12 @@ class Connection:
             return False
         return not head.closes
 
-    async def _body(self, length: int) -> bytearray:
+    async def _body(self, length: int, *, stranger: bool) -> bytearray:
         data = bytearray()
         limits = self._house.limits
+        most_s = limits.head_s if stranger else limits.body_s + length / limits.bytes_per_s
         try:
-            async with asyncio.timeout(limits.body_s + length / limits.bytes_per_s):
+            async with asyncio.timeout(most_s):
                 while len(data) < length:
                     piece = await self._reader.read(min(length - len(data), READ_BYTES))
                     if not piece:
@@ -314,4 +320,4 @@ def _ready(found: Body | Pending) -> _Answer:
 
 
 def _refusal(error: CloisterError) -> bytes:
-    return encode(Body({"error": type(error).__name__, "message": str(error)[:MAX_MESSAGE_CHARS]}))
+    return encode(error_body(error))
