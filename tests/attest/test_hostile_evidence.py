@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest.cases import GENUINE
 from attest.forge import NOW, Amd, certificate, ec_key, table
-from cloister.attest import intel, nitro, nvidia_gpu, sev_snp, simulated
+from cloister.attest import cmw, intel, nitro, nvidia_gpu, sev_snp, simulated
 from cloister.attest.appraisal import appraise
 from cloister.attest.certificates import RevocationList, load_certificates, to_der
 from cloister.attest.check_tree import Check, CheckState
@@ -213,6 +213,12 @@ def test_a_regular_expression_in_a_nitro_document_is_not_compiled(monkeypatch):
         with pytest.raises(AttestationError, match="is no CBOR"):
             verify(cbor2.dumps(parts), now=NOW)
     assert not any("(?i)" in pattern for pattern, *_ in compiled)
+
+
+def test_a_tag_in_a_record_of_evidence_is_refused():
+    record = cbor2.dumps([cbor2.CBORTag(35, "(?i)[\0-\U0010ffff]"), b""])
+    with pytest.raises(AttestationError, match="is no CBOR"):
+        cmw.unwrap(record)
 
 
 def test_a_nitro_document_with_a_field_twice_is_refused():

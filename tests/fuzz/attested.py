@@ -7,8 +7,10 @@ from pathlib import Path
 from fuzz.bundle_cases import bundles
 from fuzz.case import Maker
 from fuzz.evidence_cases import evidence
+from fuzz.handshake_cases import handshakes
 
 TARGETS: dict[str, Callable[[Path], AbstractContextManager[Maker]]] = {
     "evidence": evidence,
     "bundles": bundles,
+    "handshake": handshakes,
 }

@@ -7,16 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+import cbor2
 import numpy as np
+
 from attest.sessions import PlayedAttester, channels, echo, prover, verifier
+from cloister.attest import attested_conversation, cmw, handshake
 from cloister.attest.attested_conversation import AttestedConversation
 from cloister.attest.attested_service import ANSWER, ATTEST, OFFER, AttestedService
 from cloister.attest.handshake_messages import Direction, Offer, ReceivedAnswer
-from cloister.attest.padding import Padding
+from cloister.attest.record_padding import Padding
 from cloister.attest.record_stream import HEADER
 from cloister.attest.sealed_messages import CHALLENGE, CHECK, PROVE, as_tensor
-
-from cloister.attest import attested_conversation, cmw, handshake
 from cloister.base.identity import create_certificate
 from cloister.wire.https.bodies import PRELUDE, Body, decode, encode
 from fuzz.bounds import FindingError
@@ -120,6 +121,7 @@ def _proof(rng) -> Made:
         lambda record: mutated_cbor(record, rng),
         lambda record: mutated_bytes(record, rng),
         lambda record: cmw.wrap(*_with_odd_evidence(record, rng)),
+        lambda record: cbor2.dumps([cbor2.CBORTag(35, "(?i)" + "[\0-\U0010ffff]" * 5000), record]),
     )
     damage = pick(rng, kinds)
     odd_manifest = rng.integers(0, 4) == 0
@@ -131,9 +133,12 @@ def _proof(rng) -> Made:
             return with_odd_length(encode_proof(made, mutated_bytes(manifest, rng)), [(0, 4)], rng)
         return encode_proof(made, manifest)
 
-    with patch.object(handshake, "encode_proof", encoded):
-        data, _ = prover().answer(side.offer())
-    return data, lambda: side.accept(data)
+    def run() -> None:
+        with patch.object(handshake, "encode_proof", encoded):
+            answer, _ = prover().answer(side.offer())
+        side.accept(answer)
+
+    return side.offer(), run
 
 
 def _with_odd_evidence(record: bytes, rng) -> tuple[object, bytes]:

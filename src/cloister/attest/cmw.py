@@ -5,6 +5,7 @@ Source   RFC 9999: a record is the array [type, value]
 
 import cbor2
 
+from cloister.attest.cbor import only_item
 from cloister.attest.verified_evidence import Format
 from cloister.base.reading import parsing
 from cloister.errors import AttestationError
@@ -23,7 +24,7 @@ def unwrap(record: bytes) -> tuple[Format, bytes]:
     Raises   AttestationError
     """
     with parsing("evidence: is no CMW record", kind=AttestationError):
-        found = cbor2.loads(record)
+        found = only_item(record, "evidence: CMW record")
         if not isinstance(found, list) or [type(one) for one in found] != [str, bytes]:
             raise AttestationError("evidence: a CMW record is an array of media type and bytes")
         media_type, evidence = found
