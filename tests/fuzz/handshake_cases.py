@@ -43,7 +43,7 @@ def handshakes(folder: Path) -> Iterator[Maker]:
         AttestedService(
             "127.0.0.1:0", folder=folder, start=lambda: verifier(Direction.CALLER), operations=echo
         ) as caller,
-        patch.object(attested_conversation._log, "warning", _fault),
+        patch.object(attested_conversation._log, "warning", fault),
     ):  # fmt: skip
 
         def case(rng: np.random.Generator) -> Case:
@@ -54,7 +54,7 @@ def handshakes(folder: Path) -> Iterator[Maker]:
         yield case
 
 
-def _fault(_: str, what: object) -> None:
+def fault(_: str, what: object) -> None:
     """A service hides its own faults from callers, but not from this."""
     raise FindingError("fault of the service", str(what))
 

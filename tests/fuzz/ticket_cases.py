@@ -79,7 +79,7 @@ def _read(data: bytes) -> Ticket:
 
 def _signed_ticket(rng) -> Made:
     """As the vendor could sign: what is accepted stands there as it was read."""
-    data = _resigned(TICKET.signed_by(SIGNER), ticket.KIND, rng)
+    data = resigned(TICKET.signed_by(SIGNER), ticket.KIND, rng)
     return data, lambda: _read(data)
 
 
@@ -126,7 +126,7 @@ def _receipt(rng) -> Made:
 
 def _signed_receipt(rng) -> Made:
     made, one, _ = _receipts()
-    data = _resigned(one, receipt.KIND, rng)
+    data = resigned(one, receipt.KIND, rng)
 
     def run() -> None:
         found = Receipt.verify(data, signer=VENDOR)
@@ -136,7 +136,7 @@ def _signed_receipt(rng) -> Made:
     return data, run
 
 
-def _resigned(data: bytes, kind, rng) -> bytes:
+def resigned(data: bytes, kind, rng) -> bytes:
     """A document with one part changed, in its canonical form, and signed."""
     magic, version, length = PRELUDE.unpack_from(data)
     text = mutated_json(data[PRELUDE.size : PRELUDE.size + length], rng)
