@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -116,6 +117,7 @@ def test_tune_prints_what_each_candidate_gives_and_keeps_the_best(cloister, tmp_
     assert [row["ms"] for row in found["candidates"]] == [1.0, 0.5, 0.7]
     assert [row["chosen"] for row in found["candidates"]] == [False, True, False]
     assert tuning.kept() == best
+    assert Path(found["kept"]).parent == tmp_path / "cloister"
     assert set(asdict(best)) <= {*found, *found["candidates"][0]}
     (chosen,) = (line for line in cloister("bench", "tune").out.splitlines() if "chosen" in line)
     assert chosen.startswith("4,096")

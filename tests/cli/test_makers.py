@@ -59,6 +59,7 @@ def test_a_store_is_filled_by_makers_and_used(cloister, model_file, pictures, ma
     make = ("pads", "make", model_file, *store, "--calibration", pictures[0].parent)
     made = cloister(*make, "--count", 3, "--block-rows", 2, *makers[0], *makers[1])
     assert made.code == 0, made
+    assert "made by makers" in cloister("pads", "status", *store).out
     assert "3 pad sets made, 3 ready" in made.out
     assert "no worker of a run with them may be of their party" in made.err.replace("\n", " ")
     pads = ("--pads", store[0], "--key", store[2])

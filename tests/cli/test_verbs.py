@@ -201,7 +201,8 @@ def test_pads(cloister, refused, model_file, other_model_file, pictures, tmp_pat
     assert found["report"]["pads_from"] != "inline"
     status = json.loads(cloister("pads", "status", *store, "--json").out)
     assert status["ready"] == 1
-    assert "1" in cloister("pads", "status", *store).out
+    assert "made by the trusted side" in cloister("pads", "status", *store).out
+    assert status["made_by"] == ""
     assert "pad" in refused("run", model_file, *pads, *pictures)
     message = refused("run", other_model_file, *pads, pictures[0])
     assert "plan" in message

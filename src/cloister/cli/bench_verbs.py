@@ -89,12 +89,13 @@ def tune(json: options.Json = False) -> None:
     """Measure which parameters of the kernels suit this processor, and keep them for sessions."""
     measured = tuning.calibrate(budget_s=TUNE_S)
     chosen = tuning.best(measured)
-    tuning.keep(chosen)
+    kept = tuning.keep(chosen)
     if json:
         emit_json({
             "processor": chosen.processor,
             "cores": chosen.cores,
             "isa": chosen.isa,
+            "kept": kept,
             "candidates": [
                 {**_parameters(one.choice), "ms": one.ms, "chosen": one.choice == chosen}
                 for one in measured
@@ -108,6 +109,7 @@ def tune(json: options.Json = False) -> None:
         for one in measured
     ]
     console.print(table(("tile", "tiles ahead", "streams from", "ms", ""), rows))
+    console.print(f"kept in {kept}", soft_wrap=True)
 
 
 def _parameters(choice: tuning.Choice) -> dict[str, int]:

@@ -202,4 +202,6 @@ def status(
         console.print(
             "missing: reserved, and without a file: being made, cut off, deleted or damaged"
         )
-    console.print(f"plan {found.plan_digest.hex()[:16]}")
+    console.print(
+        f"plan {found.plan_digest.hex()[:16]}; made by {found.made_by or 'the trusted side'}"
+    )

@@ -126,14 +126,15 @@ def kept() -> Choice | None:
     return found if found.same_machine(machine) else None
 
 
-def keep(choice: Choice) -> None:
-    """Write a choice for later processes.
+def keep(choice: Choice) -> Path:
+    """Write a choice for later processes; gives its file.
 
     Raises   OSError
     """
     path = _path(choice)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     replace(path, json.dumps(asdict(choice), indent=2).encode(), private=True)
+    return path
 
 
 def _path(machine: Choice) -> Path:

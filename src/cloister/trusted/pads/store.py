@@ -73,6 +73,7 @@ class StoreStatus:
     missing      were reserved, but have no file: being made, never finished, deleted or damaged
     ready_bytes  size of the ready pad sets on disk
     pad_bytes    size of one pad set on disk
+    made_by      who made its pads besides the trusted side; empty: nobody else
     """
 
     ready: int
@@ -82,6 +83,7 @@ class StoreStatus:
     pad_bytes: int
     plan_digest: bytes
     store_id: bytes
+    made_by: str
 
 
 @dataclass(eq=False)
@@ -117,12 +119,8 @@ class PadStore:
         if self._made_by is None:
             with self._ledger.update() as counters:
                 self._made_by = counters.makers, counters.known_to
-        makers, known_to = self._made_by
-        if known_to and makers != 1:
-            return "store, made by makers"
-        if makers == 1:
-            return "store, made by workers of one party, who can compute every pad"
-        return f"store, made by {makers} workers" if makers else "store"
+        made_by = _who(*self._made_by)
+        return f"store, made by {made_by}" if made_by else "store"
 
     @classmethod
     def create(
@@ -352,6 +350,7 @@ class PadStore:
             pad_bytes=self._files.record_bytes,
             plan_digest=self._ledger.plan_digest,
             store_id=self._ledger.store_id,
+            made_by=_who(counters.makers, counters.known_to),
         )
 
     def _seed(self, number: int) -> bytes:
@@ -423,3 +422,12 @@ class PadStore:
         except OSError as error:
             reason = "does not exist" if error.errno == errno.ENOENT else error.strerror
             raise PadStoreError(f"pad store {self.folder}: {reason}") from None
+
+
+def _who(makers: int, known_to: Sequence[KnownTo]) -> str:
+    """Who made pads besides the trusted side; empty: nobody else."""
+    if known_to and makers != 1:
+        return "makers"
+    if makers == 1:
+        return "workers of one party, who can compute every pad"
+    return f"{makers} workers" if makers else ""
