@@ -17,7 +17,11 @@
     │   ├── EngineError           the other side is a hidden module's engine: it died, hung, failed
     │   └── ChannelClosedError    an attested conversation has ended: closed, expired or broken
     ├── VerificationError         an answer was wrong: a check failed
-    │   └── AttestationError      evidence does not prove what was asked of it
+    │   ├── AttestationError      evidence does not prove what was asked of it
+    │   └── MeterError            a ticket's meter is damaged, another ticket's, or of a later time
+    │       ├── RollbackError     an old state of the meter or of its counter was put back
+    │       ├── ForkError         another copy of the meter was used
+    │       └── CounterError      a monotonic counter cannot be read or advanced, or is another one
     ├── PadError                  blinding is impossible
     │   ├── PadReusedError        a pad would have been used twice
     │   ├── PadsExhausted         the store has no unused pad left
@@ -25,8 +29,10 @@
     │   └── MakerError            a maker of pads broke the protocol, or none is left
     ├── EncryptionError           a ciphertext, key or data set is damaged, replayed or another's
     │   ├── UnknownDatasetError   the authority or server has no data set of this name
-    │   └── BundleError           a bundle is changed, stale, or of another vendor, key or plan
-    ├── BudgetError               a sample's leakage budget or a module's queries would be exceeded
+    │   ├── BundleError           a bundle is changed, stale, or of another vendor, key or plan
+    │   └── TicketError           a ticket or receipt is changed, not valid now, or another one
+    ├── BudgetError               a sample's leakage budget, a module's queries or a ticket's quota
+    │                             would be exceeded
     └── ServiceUnavailable        a service cannot be reached, or is busy
         ├── AuthorityUnavailable  the key authority
         └── CiphertextServerUnavailable
@@ -144,6 +150,22 @@ class AttestationError(VerificationError):
     """Evidence does not prove what was asked of it: nothing is sent to who showed it."""
 
 
+class MeterError(VerificationError):
+    """The meter of a ticket is damaged, another ticket's, or was used at a later time."""
+
+
+class RollbackError(MeterError):
+    """An old state of a ticket's meter, or of its counter, was put back."""
+
+
+class ForkError(MeterError):
+    """Another copy of a ticket's meter was used."""
+
+
+class CounterError(MeterError):
+    """A monotonic counter cannot be read or advanced, or is another than the ticket's."""
+
+
 class PadError(CloisterError):
     """Blinding is impossible."""
 
@@ -176,8 +198,12 @@ class BundleError(EncryptionError):
     """A bundle is changed, stale, or of another vendor, content key or plan."""
 
 
+class TicketError(EncryptionError):
+    """A ticket or receipt is changed, not valid now, or of another vendor or bundle."""
+
+
 class BudgetError(CloisterError):
-    """A sample's leakage budget, or the queries of a hidden module, would be exceeded."""
+    """A sample's leakage budget, a module's queries or a ticket's quota would be exceeded."""
 
 
 class ServiceUnavailable(CloisterError):  # noqa: N818  (a state, not a mistake)

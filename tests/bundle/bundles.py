@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cloister.base.rng import InsecureSeededRandom
 from cloister.bundle.bundle_header import (
     NONCE_BYTES,
-    SIGNATURE_BYTES,
     TAG_BYTES,
     BundleHeader,
     read_head,
@@ -19,6 +18,7 @@ from cloister.bundle.bundle_header import (
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.bundle.manifest import Build, Manifest, ModuleTensor
 from cloister.bundle.sealed_bundle import SealedBundle
+from cloister.bundle.signed_document import SIGNATURE_BYTES
 from cloister.graph.graph import Graph, Node, TensorType
 from cloister.plan.plan import Plan
 from cloister.plan.protection import ENCLAVE, MODULE

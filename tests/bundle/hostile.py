@@ -23,7 +23,7 @@ from bundle.bundles import (
 )
 from cloister.base.aead import open_sealed, seal
 from cloister.base.rng import InsecureSeededRandom
-from cloister.bundle.bundle_header import CONTEXT, MAX_CHUNK_BYTES, MAX_PART_BYTES, BundleHeader
+from cloister.bundle.bundle_header import KIND, MAX_CHUNK_BYTES, MAX_PART_BYTES, BundleHeader
 from cloister.bundle.sealed_bundle import _LENGTHS, SealedBundle, _aad, _chunk_key, named_module
 from cloister.errors import BundleError, CloisterError
 from cloister.plan.plan import Plan
@@ -149,7 +149,7 @@ def header_changed_and_signed(good, rng):
         # Another version is what the vendor may well sign.
         if dataclasses.replace(found, version=good.file.header.version) == good.file.header:
             head = good.file.head
-    signature = SIGNER.sign(CONTEXT + head)
+    signature = SIGNER.sign(KIND.context + head)
     return Call(dataclasses.replace(good.file, head=head, signature=signature).data())
 
 

@@ -29,9 +29,7 @@ from bundle.bundles import (
 )
 from cloister.base.rng import InsecureSeededRandom
 from cloister.bundle.bundle_header import (
-    FORMAT,
-    MAGIC,
-    MAX_HEADER_BYTES,
+    KIND,
     MAX_VERSION,
     BundleHeader,
 )
@@ -308,7 +306,7 @@ def test_a_manifest_that_its_vendor_made_up_is_refused(tmp_path, place, value):
         (b"", "is not a bundle"),
         (b"CLOP" + bytes(100), "is not a bundle"),
         (b"CLOB" + (7).to_bytes(4, "little") + bytes(100), "format 7"),
-        (b"CLOB\1\0\0\0" + (2**62).to_bytes(8, "little"), f"longer than {MAX_HEADER_BYTES} B"),
+        (b"CLOB\1\0\0\0" + (2**62).to_bytes(8, "little"), f"longer than {KIND.most} B"),
         (b"CLOB\1\0\0\0" + (200).to_bytes(8, "little") + bytes(100), "cut off within its header"),
     ],
 )
@@ -349,7 +347,7 @@ def test_a_header_has_one_form(path):
     assert len({text, *otherwise}) == 9
     for changed in otherwise:
         with pytest.raises(BundleError):
-            BundleHeader.from_bytes(PRELUDE.pack(MAGIC, FORMAT, len(changed)) + changed)
+            BundleHeader.from_bytes(PRELUDE.pack(KIND.magic, KIND.format, len(changed)) + changed)
     with pytest.raises(BundleError):
         BundleHeader.from_bytes(head + b" ")
 

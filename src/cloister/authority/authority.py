@@ -63,14 +63,14 @@ class Issued:
     """
 
     term: UInt32[np.ndarray, "..."]
-    ticket: database.Ticket
+    commit: database.PendingCommit
 
     def wait(self) -> UInt32[np.ndarray, "..."]:
         """The key, as soon as it may leave.
 
         Raises   EncryptionError when the ledger cannot be written
         """
-        self.ticket.wait()
+        self.commit.wait()
         return self.term
 
 
@@ -247,13 +247,13 @@ class Authority:
         if isinstance(request, Forward | Gradient):
             request.check_range(found.info)
         if receiver == "trusted":
-            ticket = self._ledger.count_trusted(request.dataset, at_once=at_once)
+            commit = self._ledger.count_trusted(request.dataset, at_once=at_once)
         elif isinstance(request, Forward | Gradient):
-            ticket = self._ledger.charge(request, at_once=at_once)
+            commit = self._ledger.charge(request, at_once=at_once)
         elif isinstance(request, Evaluation):
-            ticket = self._ledger.charge_evaluation(request, at_once=at_once)
+            commit = self._ledger.charge_evaluation(request, at_once=at_once)
         elif found.terms.labels_to_server:
-            ticket = self._ledger.charge_labels(request, at_once=at_once)
+            commit = self._ledger.charge_labels(request, at_once=at_once)
         else:
             raise FunctionError(
                 f"data set {request.dataset}: its labels go to a trusted runtime only, as its "
@@ -263,7 +263,7 @@ class Authority:
         term = unblinding_term(found, request, noisy=noisy, threads=self._threads)
         # It may have taken seconds, in which a client was told that its samples are withdrawn.
         _check_not_withdrawn(self._dataset(request.dataset), request.ids)
-        return Issued(term, ticket)
+        return Issued(term, commit)
 
     # ---- for the owner of the data
 

@@ -1,6 +1,6 @@
 """The authority's SQLite file: one writer thread, many requests in one durable commit.
 
-`PRAGMA synchronous = FULL` in WAL mode syncs the log at every commit, so a record whose ticket has
+`PRAGMA synchronous = FULL` in WAL mode syncs the log at every commit, so a record whose commit has
 been waited for survives a crash of the machine. Requests that arrive during a commit share the next
 one: the rate of requests is not bounded by the rate of syncs. If a commit fails, memory has records
 that the disk has not, and no key may be issued: the database refuses all requests and repeats the
@@ -74,7 +74,7 @@ CREATE TABLE evaluations (
 """
 
 
-class Ticket:
+class PendingCommit:
     """A commit to come, with what it writes.
 
     durable   has its result once the commit, and all before it, are on stable storage; an
@@ -127,7 +127,7 @@ class Database:
         self._ask_lock = threading.Lock()
         self._lock = threading.Lock()
         self._work = threading.Semaphore(0)
-        self._open, self._latest = Ticket(), Ticket()
+        self._open, self._latest = PendingCommit(), PendingCommit()
         self._latest.settle()
         self._fault: str | None = None
         self._closing, self._stop = False, threading.Event()
@@ -136,7 +136,7 @@ class Database:
 
     def enqueue(
         self, *jobs: DatabaseJob, last: Mapping[Hashable, DatabaseJob] | None = None
-    ) -> Ticket:
+    ) -> PendingCommit:
         """Have `jobs` run in the next commit, after all jobs enqueued before.
 
         last     jobs for the end of that commit, named by what they write, such as counters; of
@@ -152,8 +152,8 @@ class Database:
             self._open.last.update(last or {})
             return self._open
 
-    def latest(self) -> Ticket:
-        """A ticket for everything enqueued so far."""
+    def latest(self) -> PendingCommit:
+        """A commit for everything enqueued so far."""
         with self._lock:
             self._refuse_if_broken()
             return self._latest
@@ -189,37 +189,37 @@ class Database:
 
     def _write(self) -> None:
         connection: sqlite3.Connection | None = None
-        while (ticket := self._take()) is not None:
+        while (commit := self._take()) is not None:
             while True:
                 try:
                     connection = connection or connect(self._path)
-                    ticket.write(connection)
+                    commit.write(connection)
                     break
                 except Exception as error:  # noqa: BLE001  (no key may be issued after any)
                     if connection is not None:
                         # What it began is undone with it.
                         connection.close()
                         connection = None
-                    ticket = self._fail(ticket, error)
+                    commit = self._fail(commit, error)
                     if not _passes(error) or self._stop.wait(RETRY_S):
                         return
-            ticket.settle()
+            commit.settle()
             self._recovered()
         if connection is not None:
             connection.close()
 
-    def _fail(self, ticket: Ticket, error: Exception) -> Ticket:
-        """Refuse all requests from now on; returns a ticket for records not yet on the disk."""
+    def _fail(self, commit: PendingCommit, error: Exception) -> PendingCommit:
+        """Refuse all requests from now on; returns a commit for records not yet on the disk."""
         mend = "make room on its disk" if _passes(error) else "restart the authority"
         with self._lock:
             first, self._fault = self._fault is None, f"cannot be written ({error}); {mend}"
             fault = self._fault
-            again, waiting = Ticket(), [ticket]
+            again, waiting = PendingCommit(), [commit]
             if self._latest is self._open:
                 # Nothing is added to it any more, and the turn that was asked for it is taken here.
                 self._work.acquire()
                 waiting.append(self._open)
-                self._open = Ticket()
+                self._open = PendingCommit()
             for failed in waiting:
                 again.jobs += failed.jobs
                 again.last.update(failed.last)
@@ -238,13 +238,13 @@ class Database:
         if was is not None:
             _log.warning("%s: can be written again", self._path)
 
-    def _take(self) -> Ticket | None:
-        """Wait for jobs, and begin a ticket for those to come; None: there are none, close."""
+    def _take(self) -> PendingCommit | None:
+        """Wait for jobs, and begin a commit for those to come; None: there are none, close."""
         self._work.acquire()
         with self._lock:
             if self._latest is not self._open:
                 return None
-            self._open, taken = Ticket(), self._open
+            self._open, taken = PendingCommit(), self._open
             return taken
 
 

@@ -31,7 +31,7 @@ from cloister.authority.account import (
     write_counts,
     write_evaluation,
 )
-from cloister.authority.database import Database, Ticket
+from cloister.authority.database import Database, PendingCommit
 from cloister.authority.functions import Function
 from cloister.authority.requests import Evaluation, Labels, LinearRequest
 from cloister.authority.states import (
@@ -85,7 +85,7 @@ class Ledger:
         with self._turn(info.name) as account:
             account.info = info
 
-    def charge(self, request: LinearRequest, *, at_once: bool = False) -> Ticket:
+    def charge(self, request: LinearRequest, *, at_once: bool = False) -> PendingCommit:
         """Charge a key of any kind: every release of samples to the server passes here.
 
         at_once  do it now or not at all: the price of a new function may take seconds to compute
@@ -124,13 +124,13 @@ class Ledger:
                 account.states.forget()
                 raise
 
-    def charge_labels(self, request: Labels, *, at_once: bool = False) -> Ticket:
+    def charge_labels(self, request: Labels, *, at_once: bool = False) -> PendingCommit:
         """Record that labels are released to the server; see `charge`."""
         with self._turn(request.dataset, at_once=at_once) as account:
             before = account.words[request.ids]
             return self._commit(account, "labels", request.ids, before, before | LABEL_BIT)
 
-    def charge_evaluation(self, request: Evaluation, *, at_once: bool = False) -> Ticket:
+    def charge_evaluation(self, request: Evaluation, *, at_once: bool = False) -> PendingCommit:
         """Charge a sum over labels, each once; see `charge`.
 
         Exact sums, of which a server gets any number, tell every label: they count as given.
@@ -157,14 +157,14 @@ class Ledger:
             account.counts["evaluation"] += 1
             if not is_new:
                 return self._database.latest()
-            ticket = self._database.enqueue(
+            commit = self._database.enqueue(
                 partial(write_evaluation, name, request.digest),
                 last={name: partial(write_counts, name, dict(account.counts))},
             )
             account.evaluations.add(request.digest)
-            return ticket
+            return commit
 
-    def count_trusted(self, dataset: str, *, at_once: bool = False) -> Ticket:
+    def count_trusted(self, dataset: str, *, at_once: bool = False) -> PendingCommit:
         """Record a release to the trusted runtime; see `charge`."""
         with self._turn(dataset, at_once=at_once) as account:
             empty = np.empty(0, np.int64)
@@ -198,7 +198,7 @@ class Ledger:
         ids: Int64[np.ndarray, " n"],
         charges: Sequence[Charge],
         which: Int64[np.ndarray, " n"],
-    ) -> Ticket:
+    ) -> PendingCommit:
         """Charge each sample with the charge of its number, once for all in the same state."""
         before = account.words[ids]
         cases = which << 32 | (before & ~LABEL_BIT)
@@ -217,8 +217,8 @@ class Ledger:
         ids: Int64[np.ndarray, " n"],
         before: UInt32[np.ndarray, " n"],
         after: UInt32[np.ndarray, " n"],
-    ) -> Ticket:
-        """Record a move, when there is one; a ticket for it and for all moves before it."""
+    ) -> PendingCommit:
+        """Record a move, when there is one; a commit for it and for all moves before it."""
         account.counts["requests"] += 1
         account.counts[kind] += 1
         moved = before != after
@@ -244,7 +244,7 @@ class Ledger:
                     "INSERT INTO journal (dataset, ids, words) VALUES (?, ?, ?)", row
                 )
 
-        ticket = self._database.enqueue(write, last={name: partial(write_counts, name, counts)})
+        commit = self._database.enqueue(write, last={name: partial(write_counts, name, counts)})
         # Not before: what memory has is taken for recorded, and a repeat of it is not charged.
         account.states.written()
         account.words[ids] = after
@@ -252,7 +252,7 @@ class Ledger:
         if folds:
             account.journal_rows = 0
             account.words.unfolded.clear()
-        return ticket
+        return commit
 
     @contextlib.contextmanager
     def _refusals_counted(self, account: Account) -> Iterator[None]:

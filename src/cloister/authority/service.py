@@ -102,7 +102,7 @@ def _key(kind: Kind) -> Operation:
 
         def issue(*, at_once: bool = False) -> Pending:
             issued = authority.issue(request, receiver, at_once=at_once)
-            return Pending(Body({}, (issued.term,)), issued.ticket.durable)
+            return Pending(Body({}, (issued.term,)), issued.commit.durable)
 
         def attempt() -> Pending | None:
             try:

@@ -42,7 +42,7 @@ def replacing(path: Path, *, private: bool) -> Iterator[BinaryIO]:
         yield file
         _sync(file)
         os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -57,7 +57,7 @@ def creating(path: Path, *, private: bool) -> Iterator[BinaryIO]:
         yield file
         _sync(file)
         os.link(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def replace(path: Path, content: bytes, *, private: bool) -> None:
@@ -185,7 +185,11 @@ def _sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Put a folder's names on the disk.
+
+    Raises   OSError
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,36 +1,40 @@
 """The header of a bundle: what its vendor signs, and all that anyone can read besides the plan.
 
-    prelude     magic of 4 bytes, format u32, length of the header u64
-    header      JSON in ASCII in its canonical form (graph/canonical.py)
-    signature   Ed25519 over CONTEXT, prelude and header: 64 bytes
-
-The plan and the sealed part follow in the file (`sealed_bundle`); the header has their sizes and
-SHA-256, so one signature authenticates every byte of the file.
+The header is a signed document (`signed_document`). The plan and the sealed part follow in the file
+(`sealed_bundle`); the header has their sizes and SHA-256, so one signature authenticates every byte
+of the file.
 """
 
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cloister.base.aead import NONCE_BYTES, TAG_BYTES
 from cloister.base.reading import parsing
+from cloister.bundle.signed_document import PUBLIC_KEY_BYTES, DocumentKind, hexadecimal
 from cloister.errors import BundleError
-from cloister.graph.canonical import PRELUDE, Reader, Writer, as_array, text, whole
+from cloister.graph.canonical import Writer, whole
 from cloister.graph.graph_file import read_fields
 
 SUFFIX = ".bundle"
 """Of a bundle's file."""
-MAGIC, FORMAT = b"CLOB", 1
-CONTEXT = b"cloister bundle header\0"
 SUITE = "Ed25519, HKDF-SHA256, AES-256-GCM"
-ID_BYTES, DIGEST_BYTES, PUBLIC_KEY_BYTES, SIGNATURE_BYTES = 16, 32, 32, 64
+ID_BYTES, DIGEST_BYTES = 16, 32
 CHUNK_BYTES = 2**20
 """Bytes of the hidden part that one seal covers."""
 MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 64, 2**24
 """With MAX_PART_BYTES: at most 2^30 chunks, so their random nonces do not meet (base/aead.py)."""
-MAX_HEADER_BYTES = 4096
+KIND = DocumentKind(
+    what="bundle",
+    part="header",
+    signer="vendor",
+    magic=b"CLOB",
+    format=1,
+    context=b"cloister bundle header\0",
+    most=4096,
+    error=BundleError,
+)
 MAX_PART_BYTES = 2**36
 """Neither a plan nor a hidden part is larger."""
 MAX_VERSION = 2**53 - 1
@@ -80,7 +84,7 @@ class BundleHeader:
         return self._written().to_bytes()
 
     def _written(self) -> Writer:
-        return Writer(MAGIC, FORMAT).finish(
+        return KIND.write(
             {
                 "suite": SUITE,
                 "bundle_id": self.bundle_id.hex(),
@@ -102,7 +106,7 @@ class BundleHeader:
         Raises   BundleError for anything else
         """
         with parsing("the header of the bundle cannot be read", kind=BundleError):
-            reader = Reader(as_array(head), MAGIC, FORMAT)
+            reader = KIND.reader(head)
             (suite, bundle_id, version, vendor, plan_digest, plan_bytes, module_digest,
              hidden_bytes, chunk_bytes, sealed_digest) = read_fields(
                 reader.document, "suite", "bundle_id", "version", "vendor", "plan_digest",
@@ -111,23 +115,22 @@ class BundleHeader:
             if suite != SUITE:
                 raise ValueError("it uses other algorithms than this version knows")
             header = cls(
-                bundle_id=_hexadecimal(bundle_id, ID_BYTES),
+                bundle_id=hexadecimal(bundle_id, ID_BYTES),
                 version=whole(version, least=1, most=MAX_VERSION),
-                vendor=_hexadecimal(vendor, PUBLIC_KEY_BYTES),
-                plan_digest=_hexadecimal(plan_digest, DIGEST_BYTES),
+                vendor=hexadecimal(vendor, PUBLIC_KEY_BYTES),
+                plan_digest=hexadecimal(plan_digest, DIGEST_BYTES),
                 plan_bytes=whole(plan_bytes, least=1, most=MAX_PART_BYTES),
-                module_digest=_hexadecimal(module_digest, DIGEST_BYTES),
+                module_digest=hexadecimal(module_digest, DIGEST_BYTES),
                 hidden_bytes=whole(hidden_bytes, least=1, most=MAX_PART_BYTES),
                 chunk_bytes=whole(chunk_bytes, least=MIN_CHUNK_BYTES, most=MAX_CHUNK_BYTES),
-                sealed_digest=_hexadecimal(sealed_digest, DIGEST_BYTES),
+                sealed_digest=hexadecimal(sealed_digest, DIGEST_BYTES),
             )
             reader.finish(header._written())
             return header
 
     def signed_by(self, signer: Ed25519PrivateKey) -> bytes:
         """Prelude, header and signature."""
-        head = self.to_bytes()
-        return head + signer.sign(CONTEXT + head)
+        return KIND.sign(self.to_bytes(), signer)
 
 
 def is_bundle_file(path: str) -> bool:
@@ -140,18 +143,7 @@ def read_head(file: BinaryIO) -> tuple[bytes, bytes]:
 
     Raises   BundleError for what is no bundle, OSError
     """
-    start = file.read(PRELUDE.size)
-    if len(start) < PRELUDE.size or not start.startswith(MAGIC):
-        raise BundleError("is not a bundle")
-    _, found, length = PRELUDE.unpack(start)
-    if found != FORMAT:
-        raise BundleError(f"has format {found}, and this version of Cloister reads {FORMAT}")
-    if length > MAX_HEADER_BYTES:
-        raise BundleError(f"its header is longer than {MAX_HEADER_BYTES} B; the file is damaged")
-    header, signature = file.read(length), file.read(SIGNATURE_BYTES)
-    if len(header) < length or len(signature) < SIGNATURE_BYTES:
-        raise BundleError("is cut off within its header; get it again")
-    return start + header, signature
+    return KIND.read_head(file)
 
 
 def authenticate(head: bytes, signature: bytes, *, vendor: Ed25519PublicKey) -> BundleHeader:
@@ -159,18 +151,5 @@ def authenticate(head: bytes, signature: bytes, *, vendor: Ed25519PublicKey) -> 
 
     Raises   BundleError
     """
-    try:
-        vendor.verify(signature, CONTEXT + head)
-    except InvalidSignature:
-        raise BundleError(
-            f"has no valid signature of vendor {vendor.public_bytes_raw().hex()[:16]}: it was "
-            "changed, or is another vendor's"
-        ) from None
+    KIND.authenticate(head, signature, vendor)
     return BundleHeader.from_bytes(head)
-
-
-def _hexadecimal(value: object, count: int) -> bytes:
-    found = bytes.fromhex(text(value))
-    if len(found) != count:
-        raise ValueError(f"{len(found)} B stand where {count} B belong")
-    return found
