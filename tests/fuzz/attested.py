@@ -8,9 +8,11 @@ from fuzz.bundle_cases import bundles
 from fuzz.case import Maker
 from fuzz.evidence_cases import evidence
 from fuzz.handshake_cases import handshakes
+from fuzz.ticket_cases import tickets
 
 TARGETS: dict[str, Callable[[Path], AbstractContextManager[Maker]]] = {
     "evidence": evidence,
     "bundles": bundles,
+    "tickets": tickets,
     "handshake": handshakes,
 }

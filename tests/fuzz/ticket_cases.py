@@ -14,17 +14,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+from cloister.graph.canonical import PRELUDE
 from cloister.tickets import receipt, ticket
 from cloister.tickets.receipt import Receipt
 from cloister.tickets.ticket import CounterKind, CounterRule, OutputMode, Ticket
-from tickets.licences import DIGEST, FOREIGN_SIGNER, SIGNER, TICKET, VENDOR, MemoryCounter, meter
-from tickets.licences import ticket as changed
-
-from cloister.graph.canonical import PRELUDE
 from fuzz.bounds import FindingError
 from fuzz.case import Case, Maker
 from fuzz.mutate import DEEP, mutated_bytes, mutated_document, mutated_json
 from fuzz.structures import pick, spliced
+from tickets.licences import (
+    DIGEST,
+    FOREIGN_SIGNER,
+    NOW,
+    SIGNER,
+    TICKET,
+    VENDOR,
+    MemoryCounter,
+    meter,
+)
+from tickets.licences import ticket as changed
 
 Made = tuple[bytes, Callable[[], object]]
 SPENT = 4
@@ -86,16 +95,14 @@ def _signed_ticket(rng) -> Made:
 def _fields(rng) -> Made:
     """Fields at their bounds; what is made can be read again."""
     big = (0, 1, -1, 2**31, 2**32, 2**32 + 1, 2**53 - 1, 2**53, 253402300799, 253402300800)
-    changes = {name: int(pick(rng, big)) for name in rng.choice(
-        ["first_serial", "last_serial", "quota", "not_before", "not_after", "top"], 2
-    )}  # fmt: skip
-    changes["outputs"] = pick(rng, list(OutputMode))
-    changes["license"] = pick(rng, ("a", "x" * 64, "x" * 65, "", "a\n", "\ud800", "a b", "A-1"))
-    rule = (
-        pick(rng, list(CounterKind)),
-        rng.bytes(int(pick(rng, (0, 31, 32)))),
-        int(pick(rng, big)),
-    )
+    names = ("first_serial", "last_serial", "quota", "not_before", "not_after", "top")
+    changes = {
+        pick(rng, names): int(pick(rng, big)),
+        "license": pick(rng, ("a", "A-1", "x" * 64, "x" * 65, "", "a\n", "\ud800", "a b")),
+        "outputs": pick(rng, (OutputMode.LABEL, *OutputMode)),
+    }
+    identity = rng.bytes(int(pick(rng, (0, 31, 32))))
+    rule = (pick(rng, list(CounterKind)), identity, int(pick(rng, big)))
 
     def run() -> None:
         made = changed(**changes, counter=CounterRule(*rule))
@@ -108,8 +115,8 @@ def _fields(rng) -> Made:
 def _receipts() -> tuple[Receipt, bytes, bytes]:
     made = [
         Receipt(TICKET.license, TICKET.bundle_id, TICKET.digest, TICKET.vendor, number, 100, count,
-                OutputMode.LABEL, None, DIGEST, 1_800_000_000, DIGEST)
-        for number, count in ((1, 2), (2, 1))
+                OutputMode.LABEL, None, DIGEST, NOW, previous)
+        for number, count, previous in ((1, 2, TICKET.digest), (2, 1, DIGEST))
     ]  # fmt: skip
     return made[0], *(one.signed_by(SIGNER) for one in made)
 
@@ -174,7 +181,7 @@ def _rows(rng, good: Path, place: Path) -> Made:
         "INSERT INTO receipts VALUES (9223372036854775807, x'00')",
         "DROP TABLE receipts",
         "CREATE TABLE more (a)", "PRAGMA user_version = 7", "PRAGMA application_id = 7",
-        "ALTER TABLE receipts ADD COLUMN a", "UPDATE receipts SET sealed = x''",
+        "ALTER TABLE receipts ADD COLUMN a TEXT", "UPDATE receipts SET sealed = x''",
         "CREATE TRIGGER t BEFORE INSERT ON receipts BEGIN SELECT raise(IGNORE); END",
         "CREATE VIEW v AS SELECT 1",
     ))  # fmt: skip
