@@ -33,8 +33,10 @@
     │   └── TicketError           a ticket or receipt is changed, not valid now, or another one
     ├── BudgetError               a sample's leakage budget, a module's queries or a ticket's quota
     │                             would be exceeded
+    ├── ReleaseError              a key broker refuses to release a key or to advance a counter
     └── ServiceUnavailable        a service cannot be reached, or is busy
         ├── AuthorityUnavailable  the key authority
+        ├── BrokerUnavailable     the vendor's key broker
         └── CiphertextServerUnavailable
 
     CloisterWarning
@@ -206,12 +208,20 @@ class BudgetError(CloisterError):
     """A sample's leakage budget, a module's queries or a ticket's quota would be exceeded."""
 
 
+class ReleaseError(CloisterError):
+    """A vendor's key broker refuses to release a key, or to advance a counter."""
+
+
 class ServiceUnavailable(CloisterError):  # noqa: N818  (a state, not a mistake)
     """A service cannot be reached, or is busy."""
 
 
 class AuthorityUnavailable(ServiceUnavailable):
     """The key authority cannot be reached, or is busy."""
+
+
+class BrokerUnavailable(ServiceUnavailable):
+    """The vendor's key broker cannot be reached, or is busy."""
 
 
 class CiphertextServerUnavailable(ServiceUnavailable):

@@ -72,7 +72,7 @@ def identity(svn=0, **changed):
 
 
 def found(levels, platform=(5,) * 16, pcesvn=10, who=None, **changed):
-    tcb = PlatformTcb(platform, pcesvn, bytes(2), bytes.fromhex("00a067110000"))
+    tcb = PlatformTcb(bytes(16), platform, pcesvn, bytes(2), bytes.fromhex("00a067110000"))
     return evaluate(quote("sgx"), tcb, info(levels, **changed), who or identity())
 
 

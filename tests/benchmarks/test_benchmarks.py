@@ -290,6 +290,12 @@ def test_memory(model_file):
     assert set(found) >= ENVIRONMENT
 
 
+def test_broker_kills():
+    found = measured("broker_kills", "--kills", 5, "--runtimes", 2)
+    assert found["releases_held"] > 0
+    assert found["advances"] > 0
+
+
 def test_pad_kills():
     found = measured("pad_kills", "--kills", 10)
     assert found["kills"] == 10

@@ -33,6 +33,7 @@ from cloister.bundle.bundle_header import (
     MAX_VERSION,
     BundleHeader,
 )
+from cloister.bundle.bundle_keys import BundleKey
 from cloister.bundle.sealed_bundle import SealedBundle, hidden_bytes, named_module
 from cloister.errors import BundleError, InputError
 from cloister.graph.canonical import PRELUDE
@@ -408,3 +409,16 @@ def test_a_process_that_is_killed_leaves_a_whole_bundle_or_none(tmp_path):
     sealed(path, MODULE, signer=SIGNER)
     assert os.listdir(tmp_path) == ["model.bundle"]
     np.testing.assert_array_equal(opened(path)[1].manifest.inputs[0].shape, (4,))
+
+
+def test_the_key_of_one_bundle_opens_no_other(tmp_path):
+    made = module()
+    first, second = (sealed(tmp_path / f"{i}.bundle", made, version=i + 1,
+                            rng=InsecureSeededRandom(i)) for i in range(2))  # fmt: skip
+    key = BundleKey.derive(KEY, bundle_id=SealedBundle.show(first).bundle_id)
+    assert SealedBundle.open(first, key, vendor=VENDOR)[1].weights == made.weights
+    with pytest.raises(BundleError, match="the key that was released is for"):
+        SealedBundle.open(second, key, vendor=VENDOR)
+    moved = BundleKey(SealedBundle.show(second).bundle_id, key.key)
+    with pytest.raises(BundleError, match="chunk 0 does not open"):
+        SealedBundle.open(second, moved, vendor=VENDOR)

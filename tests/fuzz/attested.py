@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from fuzz.broker_cases import broker
 from fuzz.bundle_cases import bundles
 from fuzz.case import Maker
 from fuzz.evidence_cases import evidence
@@ -15,4 +16,5 @@ TARGETS: dict[str, Callable[[Path], AbstractContextManager[Maker]]] = {
     "bundles": bundles,
     "tickets": tickets,
     "handshake": handshakes,
+    "broker": broker,
 }

@@ -82,6 +82,7 @@ def verify(data: bytes, collateral: Collateral, *, now: datetime, check: Check) 
     revocation, not_after = _revocation(chain, collateral, now, not_after, check)
     level, not_after = _tcb(quote, platform, collateral, now, not_after, check)
     claims = _tdx_claims(quote) if quote.is_tdx else _sgx_claims(quote)
+    claims["ppid"] = platform.ppid
     if level is not None:
         claims |= {
             "tcb_status": level.status.value,

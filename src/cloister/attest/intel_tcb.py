@@ -21,7 +21,8 @@ from cloister.errors import AttestationError
 
 COMPONENTS = 16
 _SGX_EXTENSION = "1.2.840.113741.1.13.1"
-_TCB, _PCEID, _FMSPC = (f"{_SGX_EXTENSION}.{i}" for i in (2, 3, 4))
+_PPID, _TCB, _PCEID, _FMSPC = (f"{_SGX_EXTENSION}.{i}" for i in (1, 2, 3, 4))
+_PPID_BYTES = 16
 
 
 class TcbStatus(StrEnum):
@@ -66,8 +67,12 @@ class TcbLevel:
 
 @dataclass(frozen=True)
 class PlatformTcb:
-    """What the PCK certificate says of the platform's processor."""
+    """What the PCK certificate says of the platform's processor.
 
+    ppid   names the platform, and no other one
+    """
+
+    ppid: bytes
     components: tuple[int, ...]
     pcesvn: int
     pceid: bytes
@@ -89,8 +94,11 @@ def platform_tcb(pck: x509.Certificate) -> PlatformTcb:
     fields = _by_oid(der.only(found.value, der.SEQUENCE, what), what)
     tcb = _by_oid(_field(fields, _TCB, der.SEQUENCE), what)
     levels = [_small(_field(tcb, f"{_TCB}.{i}", der.INTEGER)) for i in range(1, COMPONENTS + 2)]
+    ppid = _field(fields, _PPID, der.OCTETS)
+    if len(ppid) != _PPID_BYTES:
+        raise AttestationError(f"{what}: its PPID has {len(ppid)} bytes, of {_PPID_BYTES}")
     return PlatformTcb(
-        tuple(levels[:COMPONENTS]), levels[COMPONENTS], _field(fields, _PCEID, der.OCTETS),
+        ppid, tuple(levels[:COMPONENTS]), levels[COMPONENTS], _field(fields, _PCEID, der.OCTETS),
         _field(fields, _FMSPC, der.OCTETS),
     )  # fmt: skip
 

@@ -71,6 +71,7 @@ def _flag(name: str, claim: str, text: str) -> Rule:
     return Rule(name, Compare.PERMITS, (claim,), text, default=False)
 
 
+_PPIDS = _digests("ppids", "ppid", "accepted platforms, or any without it", length=16)
 _TCB_STATUS = Rule(
     "tcb_statuses", Compare.ONE_OF, ("tcb_status",), "Intel's verdicts on the firmware",
     default=[TcbStatus.UP_TO_DATE.value], choices=tuple(status.value for status in TcbStatus),
@@ -117,6 +118,7 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         _digests("xfam", "xfam", "processor features", length=8),
         _flag("insecure_allow_septve", "septve_enabled",
               "the host can raise exceptions inside by unmapping pages"),
+        _PPIDS,
         _TCB_STATUS,
         _ADVISORIES,
         _flag("insecure_allow_debug", "debug", "the host may read the machine's memory"),
@@ -132,6 +134,7 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         _digests("attributes", "attributes", length=16),
         Rule("initialised", Compare.EQUAL, ("initialised",), "always true of a running enclave",
              default=True),
+        _PPIDS,
         _TCB_STATUS,
         _ADVISORIES,
         _flag("insecure_allow_debug", "debug", "the host may read the enclave's memory"),

@@ -4,9 +4,11 @@
     vendor.pub    its public key, which customers pin
     content.key   32 random bytes: for the vendor and the machine that runs the module
 
-Any holder of a content key opens every bundle that was sealed under it.
+Any holder of a content key opens every bundle that was sealed under it. A `BundleKey`, which is
+derived from it, opens one bundle.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -21,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from cloister.base import files
+from cloister.base.hkdf import derive
 from cloister.base.reading import open_regular
 from cloister.base.rng import Csprng
 from cloister.errors import InputError
@@ -28,6 +31,28 @@ from cloister.errors import InputError
 VENDOR_KEY, VENDOR_PUBLIC, CONTENT_KEY = "vendor.key", "vendor.pub", "content.key"
 CONTENT_KEY_BYTES = 32
 MAX_FILE_BYTES = 4096
+_PURPOSE = b"cloister bundle v1"
+
+
+@dataclass(frozen=True, repr=False)
+class BundleKey:
+    """The key of one bundle's chunks; it opens no other bundle.
+
+    Secret   key
+    """
+
+    bundle_id: bytes
+    key: bytes
+
+    @staticmethod
+    def derive(content_key: bytes, *, bundle_id: bytes) -> "BundleKey":
+        """The key of a bundle that was sealed under a content key.
+
+        Raises   InputError for a content key of another size
+        """
+        if len(content_key) != CONTENT_KEY_BYTES:
+            raise InputError(f"a content key has {CONTENT_KEY_BYTES} bytes, not {len(content_key)}")
+        return BundleKey(bundle_id, derive(content_key, info=_PURPOSE + bundle_id))
 
 
 def create_keys(folder: Path, *, rng: Csprng) -> tuple[Path, ...]:

@@ -33,7 +33,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from cloister.base import files
 from cloister.base.aead import NONCE_BYTES, TAG_BYTES, open_sealed, seal
-from cloister.base.hkdf import derive
 from cloister.base.reading import open_regular
 from cloister.base.rng import Csprng
 from cloister.bundle.bundle_header import (
@@ -46,7 +45,7 @@ from cloister.bundle.bundle_header import (
     authenticate,
     read_head,
 )
-from cloister.bundle.bundle_keys import CONTENT_KEY_BYTES
+from cloister.bundle.bundle_keys import BundleKey
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.bundle.manifest import Manifest
 from cloister.errors import BundleError, CloisterError, InputError, VerificationError
@@ -77,16 +76,18 @@ class SealedBundle:
 
     @staticmethod
     def open(
-        path: Path, content_key: bytes, *, vendor: Ed25519PublicKey, at_least: int = 1
+        path: Path, key: bytes | BundleKey, *, vendor: Ed25519PublicKey, at_least: int = 1
     ) -> tuple[Plan, CompiledModule]:
         """The plan and its module, after everything was verified.
 
-        Secret   content_key, the module
-        Raises   as `verify`, BundleError for another content key
+        key      the content key, or that of this bundle alone
+
+        Secret   key, the module
+        Raises   as `verify`, BundleError for another key
         """
         with _reading(path) as file:
             bundle = _verified(file, vendor=vendor, at_least=at_least)
-            return bundle.plan, _unsealed(file, bundle.header, content_key)
+            return bundle.plan, _unsealed(file, bundle.header, key)
 
     @staticmethod
     def show(path: Path) -> BundleHeader:
@@ -211,10 +212,9 @@ def _verified(file: BinaryIO, *, vendor: Ed25519PublicKey, at_least: int) -> Sea
     return SealedBundle(header, plan)
 
 
-def _unsealed(file: BinaryIO, header: BundleHeader, content_key: bytes) -> CompiledModule:
+def _unsealed(file: BinaryIO, header: BundleHeader, key: bytes | BundleKey) -> CompiledModule:
     """The module; the file stands at its first chunk."""
-    key = _chunk_key(content_key, header)
-    hidden = _HiddenPart(_opened_chunks(file, header, key), header.hidden_bytes)
+    hidden = _HiddenPart(_opened_chunks(file, header, _chunk_key(key, header)), header.hidden_bytes)
     try:
         # (8) The manifest is the signed one, and bounds all that follows.
         manifest_bytes, source_bytes = _LENGTHS.unpack(hidden.take(_LENGTHS.size))
@@ -361,10 +361,15 @@ def _ordered(manifest: Manifest) -> list[str]:
     return sorted(manifest.builds)
 
 
-def _chunk_key(content_key: bytes, header: BundleHeader) -> bytes:
-    if len(content_key) != CONTENT_KEY_BYTES:
-        raise InputError(f"a content key has {CONTENT_KEY_BYTES} bytes, not {len(content_key)}")
-    return derive(content_key, info=_PURPOSE + header.bundle_id)
+def _chunk_key(key: bytes | BundleKey, header: BundleHeader) -> bytes:
+    if isinstance(key, bytes):
+        key = BundleKey.derive(key, bundle_id=header.bundle_id)
+    if key.bundle_id != header.bundle_id:
+        raise BundleError(
+            f"has id {header.bundle_id.hex()}, and the key that was released is for "
+            f"{key.bundle_id.hex()}; get the bundle of that id"
+        )
+    return key.key
 
 
 def _aad(header: BundleHeader, index: int) -> bytes:

@@ -15,6 +15,7 @@ from cloister.cli import (
     audit_verbs,
     authority_verbs,
     bench_verbs,
+    broker_verbs,
     bundle_verbs,
     data_verbs,
     demo_verbs,
@@ -62,6 +63,7 @@ app.add_typer(worker_verbs.app, name="worker", rich_help_panel=INFERENCE)
 app.add_typer(attest_verbs.app, name="attest", rich_help_panel=INFERENCE)
 _verb(hidden_verbs.compile, HIDDEN, "compile model.onnx --last 2 --answers label --out head")
 app.add_typer(bundle_verbs.app, name="bundle", rich_help_panel=HIDDEN)
+app.add_typer(broker_verbs.app, name="broker", rich_help_panel=HIDDEN)
 app.add_typer(data_verbs.app, name="data", rich_help_panel=TRAINING)
 app.add_typer(authority_verbs.app, name="authority", rich_help_panel=TRAINING)
 _verb(

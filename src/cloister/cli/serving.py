@@ -4,12 +4,22 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 from cloister.cli.console import err, out
-from cloister.wire.https.server import HttpsServer
 
 
-def serve_until_interrupted(start: Callable[[], HttpsServer], name: str, *lines: str) -> None:
+class RunningService(Protocol):
+    """A service that answers in the background."""
+
+    url: str
+
+    def close(self) -> None:
+        """Stop."""
+        ...
+
+
+def serve_until_interrupted(start: Callable[[], RunningService], name: str, *lines: str) -> None:
     """Start a service, say where it is, and close it at SIGTERM or SIGINT."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
