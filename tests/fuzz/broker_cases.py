@@ -15,15 +15,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-from broker.brokers import METER, Vendor
-from cloister.broker import broker_service
-from cloister.broker.broker import Broker
-from cloister.broker.broker_client import BrokerClient
-from cloister.broker.ledger_verification import read_ledger
-from cloister.tickets import ticket as ticket_file
-from cloister.tickets.ticket import MAX_SERIAL, Ticket
 
 from attest.sessions import channels, prover, verifier
+from broker.brokers import METER, Vendor
 from bundle.bundles import FOREIGN_SIGNER, SIGNER, VENDOR
 from cloister.attest import attested_conversation
 from cloister.attest.attested_client import AttestedClient
@@ -32,7 +26,13 @@ from cloister.attest.clock import Clock
 from cloister.attest.handshake_messages import Direction
 from cloister.attest.sealed_messages import as_tensor
 from cloister.base.rng import SystemRandom
+from cloister.broker import broker_service
+from cloister.broker.broker import Broker
+from cloister.broker.broker_client import BrokerClient
+from cloister.broker.ledger_verification import read_ledger
 from cloister.errors import CloisterError
+from cloister.tickets import ticket as ticket_file
+from cloister.tickets.ticket import MAX_SERIAL, Ticket
 from cloister.wire.https.bodies import Body, decode, encode
 from fuzz.bounds import FindingError
 from fuzz.case import Case, Maker
@@ -196,9 +196,9 @@ class _Attacked:
         statement = pick(rng, (
             "DELETE FROM entries WHERE number = (SELECT max(number) FROM entries)",
             "DELETE FROM entries", "UPDATE meters SET count = -1", "DELETE FROM meters",
-            "UPDATE meters SET count = 9223372036854775807", "UPDATE meters SET count = 'x'",
+            "UPDATE meters SET count = 9223372036854775807",
             "DELETE FROM chips", "DELETE FROM bundles", "PRAGMA user_version = 9",
-            "UPDATE bundles SET key = x'00'", "DROP TABLE meters", "DROP TABLE entries",
+            "UPDATE bundles SET bundle_key = x'00'", "DROP TABLE meters", "DROP TABLE entries",
             "CREATE VIEW v AS SELECT 1",
         ))  # fmt: skip
 
@@ -228,11 +228,13 @@ class _Attacked:
     def client(self, rng) -> Made:
         """A broker that answers a release with anything."""
         odd = [one for one in ODD_VALUES if one not in ("\ud800",)]
-        fields = {"entry": pick(rng, (1, *odd)), "digest": pick(rng, ("00" * 32, *odd))}
+        good = {"entry": 1, "digest": "00" * 32}
+        fields = {name: one if rng.integers(0, 2) else pick(rng, odd) for name, one in good.items()}
         arrays = (
             as_tensor(bytes(32)), as_tensor(bytes(31)), as_tensor(b""), np.zeros(4, np.float32),
         )  # fmt: skip
-        answer = Body(fields, tuple(pick(rng, arrays) for _ in range(int(rng.integers(0, 4)))))
+        keys = (arrays[0],) * 2 if rng.integers(0, 2) else (pick(rng, arrays), pick(rng, arrays))
+        answer = Body(fields, keys[: int(rng.integers(1, 6))])
 
         def called(self, operation: str, fields=None, tensors=()) -> Body:
             return answer
