@@ -66,7 +66,7 @@ def test_what_counts_as_a_classifier():
 
 def report_of(layers):
     return Report(
-        policy="own", inputs=1, soundness_bits=50.4, hardware_rooted=False, trusted_ms=1.0,
+        policy="own", inputs=1, soundness_bits=50.4, trusted_ms=1.0,
         worker_ms=1.0, module_ms=0.0, offline_ms=0.0, bytes_to_worker=8, bytes_from_worker=8,
         pads_used=1, pads_from="inline",
         workers=("w",), workers_lost=(), makers=(), makers_lost=(), inputs_beyond=(),

@@ -24,16 +24,14 @@ from string import Template
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import cloister as cl
 from attest.cases import VECTORS
 from cli.help_texts import verbs
-from cloister.attest.simulated import SimulatedAttester
 from cloister.graph.split import split_points
 from cloister.plan import policies, split_report
 from plan.split_reports import report_of
+from trusted.runtimes import Played
 
 FILES = sorted(Path(__file__).with_name("transcripts").glob("*.txt"))
 ROOT = Path(__file__).parents[2]
@@ -113,7 +111,7 @@ def folder(tmp_path, monkeypatch):
     np.savez(tmp_path / "pictures.npz", x=pictures, y=classes)
     save_reports(tmp_path)
     save_evidence(tmp_path)
-    save_machine(tmp_path)
+    Played(tmp_path).save_policy("machine.toml")
     np.savez(tmp_path / "many.npz", x=rng.integers(0, 256, (300, 8, 8), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CLOISTER_TOKEN", raising=False)
@@ -140,16 +138,6 @@ def save_evidence(folder: Path) -> None:
     shutil.copy(VECTORS / "tdx" / "tdx_quote_collateral.json", folder / "intel")
     mrtd = quote[48 + 136 : 48 + 184].hex()
     (folder / "quote.toml").write_text(f'[tdx]\nmrtd = ["{mrtd}"]\n')
-
-
-def save_machine(folder: Path) -> None:
-    """The key of a program that plays a machine, and a policy that accepts it."""
-    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (folder / "machine.pem").write_bytes(pem)
-    code = SimulatedAttester(folder / "machine.pem").machine.measurement
-    policy = f'[insecure-simulated]\nmeasurements = ["{code}"]\n'
-    (folder / "simulated.toml").write_text(policy)
 
 
 def serve(command: list[str], stack: ExitStack) -> str:

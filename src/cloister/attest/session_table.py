@@ -68,6 +68,7 @@ class SessionTable:
 
         Raises   ServiceUnavailable when all are in use
         """
+        self.sweep()
         leaving = None
         with self._lock:
             self._half_open.pop(token, None)

@@ -38,7 +38,7 @@ SESSION_LABEL = "cloister broker session"
 
 
 @dataclass(frozen=True, repr=False)
-class Released:
+class RecordedRelease:
     """What a runtime is given.
 
     entry    of the ledger, which is on the disk
@@ -96,7 +96,7 @@ class Broker:
 
     def release(
         self, ticket: Ticket, meter: bytes, appraisal: Appraisal, *, manifest: bytes, session: bytes
-    ) -> Released:
+    ) -> RecordedRelease:
         """Record that a runtime gets the keys of a ticket; they leave once this returns.
 
         Secret   result
@@ -127,7 +127,7 @@ class Broker:
         if refused is not None:
             raise self.refuse(*refused)
         meter_key = self.folder.meter_key(ticket.license, ticket.bundle_id, meter)
-        return Released(BundleKey(ticket.bundle_id, key), meter_key, entry)
+        return RecordedRelease(BundleKey(ticket.bundle_id, key), meter_key, entry)
 
     def read_counter(self, ticket: Ticket, meter: bytes) -> int:
         """The count of a leased counter.
@@ -207,9 +207,9 @@ class BrokerSession:
 
     def __init__(self, broker: Broker, channel: AttestedChannel) -> None:
         self._broker, self._channel = broker, channel
-        self._granted: tuple[Ticket, bytes, Released] | None = None
+        self._granted: tuple[Ticket, bytes, RecordedRelease] | None = None
 
-    def release(self, ticket: bytes, meter: bytes) -> Released:
+    def release(self, ticket: bytes, meter: bytes) -> RecordedRelease:
         """See Broker.release; again for the same ticket and meter, the first answer.
 
         Secret   result

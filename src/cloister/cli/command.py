@@ -7,9 +7,12 @@ Python would print where it was, or, from inside a library's own loading, raise 
 import importlib
 import os
 import signal
+import sys
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
+ATTESTED = ["trusted", "serve"]
+"""The verb whose process proves how it was started."""
 
 
 def run() -> int:
@@ -18,6 +21,8 @@ def run() -> int:
     # One that is ignored stays ignored: a shell's background jobs.
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
+    if sys.argv[1:3] == ATTESTED:
+        importlib.import_module("cloister.attest.runtime_manifest").restart_isolated(sys.argv[1:])
     loaded = importlib.import_module("cloister.cli.main")
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, before)

@@ -137,6 +137,16 @@ class BundleTrust:
             at_least=self.at_least or 1,
         )
 
+    def plan(self, path: str) -> Plan:
+        """The plan of a bundle, whose hidden end stays sealed.
+
+        Raises   InputError for a missing --vendor, BundleError
+        """
+        if self.vendor is None:
+            raise InputError(f"{path}: is a bundle; give --vendor FILE, whose key signed it")
+        vendor = load_vendor(self.vendor)
+        return SealedBundle.verify(Path(path), vendor=vendor, at_least=self.at_least or 1).plan
+
     def refuse_any(self) -> None:
         """Refuse both options.
 

@@ -27,6 +27,7 @@ from cloister.cli import (
     predict_verbs,
     splits_verbs,
     train_verbs,
+    trusted_verbs,
     worker_verbs,
 )
 from cloister.cli.command import EXIT_INTERRUPTED
@@ -61,6 +62,7 @@ _verb(model_verbs.inspect, INFERENCE, "inspect model.onnx --policy verified")
 app.add_typer(pads_verbs.app, name="pads", rich_help_panel=INFERENCE)
 app.add_typer(worker_verbs.app, name="worker", rich_help_panel=INFERENCE)
 app.add_typer(attest_verbs.app, name="attest", rich_help_panel=INFERENCE)
+app.add_typer(trusted_verbs.app, name="trusted", rich_help_panel=INFERENCE)
 _verb(hidden_verbs.compile, HIDDEN, "compile model.onnx --last 2 --answers label --out head")
 app.add_typer(bundle_verbs.app, name="bundle", rich_help_panel=HIDDEN)
 app.add_typer(broker_verbs.app, name="broker", rich_help_panel=HIDDEN)

@@ -9,6 +9,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from cloister.attest.appraiser import Appraiser
 from cloister.base import files
 from cloister.base.rng import SystemRandom
 from cloister.base.sizes import human_bytes
@@ -19,6 +20,7 @@ from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
 from cloister.cli.maker_options import PadMakers
 from cloister.cli.results import Answers, check_labels, read_labels
+from cloister.cli.trusted_options import OPERATOR, TrustedElsewhere
 from cloister.errors import InputError, PadsExhausted, PlanError
 from cloister.graph.batch import batch_axis, element_type, is_other
 from cloister.graph.graph import Graph
@@ -311,6 +313,7 @@ def run(
     makers: PadMakers,
     end: hidden_end.HiddenEnd,
     trust: hidden_end.BundleTrust,
+    elsewhere: TrustedElsewhere,
     digest: options.PinnedDigest = None,
     engine: hidden_end.Engine = None,
     module: hidden_end.ModuleFolder = None,
@@ -329,7 +332,25 @@ def run(
     Its last layers may be hidden (--last, --from): a compiled module runs them in a process of its
     own. A bundle has the plan and the module of a vendor, whose signature pins the plan: name the
     policy or the digest as well to choose how your inputs are protected.
+
+    With --trusted, all of it runs on another machine, which has to prove what --appraisal asks for
+    before it gets the plan or an input.
     """
+    appraiser = elsewhere.appraiser()
+    if appraiser is not None:
+        elsewhere.refuse_execution(execution)
+        options.refuse_given(
+            OPERATOR,
+            {
+                "--pads": pads, "--key": key, "--maker": makers.maker or None,
+                "--engine": engine, "--module": module, "--counter": counter,
+            },
+        )  # fmt: skip
+        end.refuse_any("goes in the bundle that the --trusted machine serves; leave it out")
+        options.refuse_given(
+            "messages to workers stay on the --trusted machine; leave it out",
+            {"--transcript": transcript},
+        )
     if (pads is None) != (key is None) and not is_bundle_file(model):
         raise InputError("--pads and --key belong together; give both or neither")
     addresses = makers.addresses(stored=pads is not None)
@@ -342,11 +363,15 @@ def run(
     if is_bundle_file(model):
         end.refuse_any("is decided by the bundle; leave it out")
         options.refuse_given("goes with a plan, not a bundle", {"--module": module, "--pads": pads})
-        found = _planned_in_bundle(model, inputs, given, digest, trust, key)
+        found = _planned_in_bundle(
+            model, inputs, given, digest, trust, key, sealed=appraiser is not None
+        )
     elif is_plan_file(model):
         trust.refuse_any()
         end.refuse_any("is decided by the plan; leave it out")
-        found = _planned_in_file(model, inputs, given, digest, module, key)
+        found = _planned_in_file(
+            model, inputs, given, digest, module, key, hidden=appraiser is None
+        )
     else:
         trust.refuse_any()
         options.refuse_given("goes with a plan; leave it out", {"--module": module})
@@ -358,17 +383,20 @@ def run(
     if to is not None and to.suffix == CSV:
         _require_rows(f"--out {to}", planned.graph)
     on_clip = on_clip or OnClip.WARN
-    result, claims = _compute(
-        found,
-        execution,
-        store=_pad_store(planned, pads, key, inputs=len(found.read.names)),
-        makers=makers,
-        addresses=addresses,
-        engine=engine,
-        counter=hidden_end.open_counter(planned, counter),
-        on_clip=on_clip,
-        transcript=transcript,
-    )
+    if appraiser is not None and elsewhere.trusted is not None:
+        result, claims = _compute_elsewhere(found, elsewhere.trusted, appraiser, on_clip=on_clip)
+    else:
+        result, claims = _compute(
+            found,
+            execution,
+            store=_pad_store(planned, pads, key, inputs=len(found.read.names)),
+            makers=makers,
+            addresses=addresses,
+            engine=engine,
+            counter=hidden_end.open_counter(planned, counter),
+            on_clip=on_clip,
+            transcript=transcript,
+        )
     answers = Answers(planned, claims, result, found.read.names, found.origin, names, top)
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
@@ -427,6 +455,19 @@ def _compute(
     return result, claims
 
 
+def _compute_elsewhere(
+    found: PlannedRun, url: str, appraiser: Appraiser, *, on_clip: OnClip
+) -> tuple[Result, Claims]:
+    """The result of a run on another machine, which proves itself first."""
+    clips = OnClip.RAISE if on_clip is OnClip.RAISE else OnClip.IGNORE
+    with (
+        Session(found.plan, trusted=url, appraisal=appraiser, on_clip=clips) as session,
+        progress("inputs") as update,
+    ):
+        result = session.run(found.read.arrays, progress=update)
+        return result, session.claims(pinned=found.pinned)
+
+
 def _planned_in_bundle(
     path: str,
     inputs: list[Path],
@@ -434,10 +475,18 @@ def _planned_in_bundle(
     digest: str | None,
     trust: hidden_end.BundleTrust,
     key: Path | None,
+    *,
+    sealed: bool,
 ) -> PlannedRun:
-    """The plan and the module of a bundle; the vendor's signature pins the plan."""
-    sealed, module = trust.open(path, key)
-    made, origin = given.accept_plan(sealed, path, digest=digest)
+    """The plan of a bundle, and its module; the vendor's signature pins the plan.
+
+    sealed   the module is opened elsewhere
+    """
+    if sealed:
+        made, origin = given.accept_plan(trust.plan(path), path, digest=digest)
+        return PlannedRun(made, origin, given.read(made.graph, inputs), {})
+    planned, module = trust.open(path, key)
+    made, origin = given.accept_plan(planned, path, digest=digest)
     modules = {made.modules[0].node: module}
     return PlannedRun(made, origin, given.read(made.graph, inputs), modules)
 
@@ -449,12 +498,17 @@ def _planned_in_file(
     digest: str | None,
     module: Path | None,
     key: Path | None,
+    *,
+    hidden: bool,
 ) -> PlannedRun:
-    """The plan in a file; the key file of pads pins it where the caller does not."""
+    """The plan in a file; the key file of pads pins it where the caller does not.
+
+    hidden   its hidden end runs here
+    """
     if digest is None and key is not None:
         digest = PadLedger.open(key).plan_digest.hex()
     made, origin = given.load_plan(path, digest=digest)
-    modules = hidden_end.load_module(made, module, path=path)
+    modules = hidden_end.load_module(made, module, path=path) if hidden else {}
     read = given.read(made.graph, inputs)
     return PlannedRun(made, origin, read, modules, pinned=digest is not None)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from cloister.attest.appraisal import Appraisal
 from cloister.base.csv_text import csv_text
 from cloister.base.reading import open_regular, parsing
 from cloister.base.sizes import human_bytes
@@ -142,8 +143,21 @@ def summary(report: Report) -> list[str]:
         believed = sum(row.soundness_bits is None for row in answers)
         if believed:
             lines.append(f"not checked: {believed} of {len(answers)} answers of workers")
+    if report.appraisal is not None:
+        lines.append(f"ran on another machine: {appraised(report.appraisal)}")
     lines.append(f"hardware rooted: {'yes' if report.hardware_rooted else 'no'}")
     return lines
+
+
+def appraised(found: Appraisal) -> str:
+    """What an appraisal found, in one line."""
+    evidence = found.evidence
+    parts = [f"{evidence.format} evidence accepted", f"revocation {evidence.revocation}"]
+    if found.manifest is not None:
+        parts.append(f"manifest {found.manifest.hex()[:16]}")
+    if found.weakened:
+        parts.append(f"policy weakened by {', '.join(found.weakened)}")
+    return ", ".join(parts)
 
 
 @dataclass(frozen=True, eq=False)

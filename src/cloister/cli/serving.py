@@ -9,8 +9,8 @@ from typing import Protocol
 from cloister.cli.console import err, out
 
 
-class RunningService(Protocol):
-    """A service that answers in the background."""
+class Service(Protocol):
+    """Serves in the background, at an address."""
 
     url: str
 
@@ -19,7 +19,7 @@ class RunningService(Protocol):
         ...
 
 
-def serve_until_interrupted(start: Callable[[], RunningService], name: str, *lines: str) -> None:
+def serve_until_interrupted(start: Callable[[], Service], name: str, *lines: str) -> None:
     """Start a service, say where it is, and close it at SIGTERM or SIGINT."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from cloister.base.notebook import html_table
 from cloister.trusted.layer_row import LayerRow
 from cloister.trusted.step_costs import StepCosts
 from cloister.wire.transcript import Transcript
+
+if TYPE_CHECKING:
+    from cloister.attest.appraisal import Appraisal
 
 _SUMS = (
     "inputs", "trusted_ms", "worker_ms", "module_ms", "offline_ms",
@@ -31,12 +34,12 @@ class Report:
     is time waited for the processes of hidden modules, `queries_used` the samples that they
     answered; `queries_left` is how many more they may, None where the plan sets no limit.
     `plans_made` counts the session's plans for inputs of different sizes, its own included.
+    `appraisal` is that of the machine on which the trusted side ran, None for this machine.
     """
 
     policy: str
     inputs: int
     soundness_bits: float | None
-    hardware_rooted: bool
     trusted_ms: float
     worker_ms: float
     module_ms: float
@@ -55,6 +58,12 @@ class Report:
     plans_made: int
     parts: tuple[Iterable[LayerRow], ...] = field(repr=False, compare=False)
     """The rows of each attempt at each micro-batch; `layers` has those of one name as one."""
+    appraisal: "Appraisal | None" = field(default=None, repr=False, compare=False)
+
+    @property
+    def hardware_rooted(self) -> bool:
+        """Whether hardware vouches for the trusted side; only an appraisal tells."""
+        return self.appraisal is not None and self.appraisal.hardware_rooted
 
     @cached_property
     def layers(self) -> tuple[LayerRow, ...]:
@@ -97,14 +106,21 @@ class Report:
         )
 
     def _repr_html_(self) -> str:
-        shown = {name: value for name, value in self.to_dict().items() if name != "layers"}
+        left_out = ("layers", "appraisal")
+        shown = {name: value for name, value in self.to_dict().items() if name not in left_out}
         return html_table("run", ((name.replace("_", " "), shown[name]) for name in shown))
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
-        shown = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "parts"}
-        layers = tuple(asdict(row) for row in self.layers)
-        return {**shown, "layers": layers, "clipped": self.clipped, "quantised": self.quantised}
+        names = [one.name for one in fields(self) if one.name not in ("parts", "appraisal")]
+        return {
+            **{name: getattr(self, name) for name in names},
+            "layers": tuple(asdict(row) for row in self.layers),
+            "clipped": self.clipped,
+            "quantised": self.quantised,
+            "hardware_rooted": self.hardware_rooted,
+            "appraisal": None if self.appraisal is None else self.appraisal.to_json(),
+        }
 
 
 @dataclass

@@ -46,12 +46,16 @@ from cloister.wire.shm.shm_link import connect_local_worker
 from cloister.wire.transcript import Transcript
 
 if TYPE_CHECKING:
+    from cloister.attest.appraisal import Appraisal
+    from cloister.attest.appraiser import Appraiser
+    from cloister.attest.policy import Policy
     from cloister.bundle.compiled_module import CompiledModule
     from cloister.plan.claims import Claims
     from cloister.trusted.engines.padding_profile import PaddingProfile
     from cloister.trusted.module_engines import ModuleEngines
     from cloister.trusted.pads.makers import MakerAddress, Makers
     from cloister.trusted.query_counter import QueryCounter
+    from cloister.trusted.remote_session import RemoteSession
 
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_BATCH = 8
@@ -94,6 +98,11 @@ class Session:
     counter          where their queries are counted, if the plan limits them. A module runs, and
                      is charged for, once all checks of what it reads have passed
     padding          what their engines show of sizes and times, in place of the modules' own
+    trusted          https://HOST:PORT of a machine on which all of this runs (`cloister trusted
+                     serve`); its operator decides how. It gets the plan and inputs once it has
+                     proved itself, and proves itself again every ten minutes
+    appraisal        what that machine has to prove: the file of a policy, a policy, or an
+                     appraiser with collateral
     """
 
     def __init__(
@@ -116,6 +125,8 @@ class Session:
         engine: str | None = None,
         counter: "QueryCounter | None" = None,
         padding: "PaddingProfile | None" = None,
+        trusted: str | None = None,
+        appraisal: "Appraiser | Policy | str | os.PathLike[str] | None" = None,
         rng: Csprng | None = None,
     ) -> None:
         if not isinstance(plan, Plan):
@@ -124,7 +135,7 @@ class Session:
             )
         if on_clip not in tuple(OnClip):
             raise PlanError(f"on_clip= takes {', '.join(OnClip)}, not {on_clip!r}")
-        if pads is not None:
+        if pads is not None and trusted is None:
             _check_pads(plan, pads)
         if pads is not None and makers is not None:
             raise PlanError("pads= and makers= are two sources of pads; give one of them")
@@ -137,6 +148,20 @@ class Session:
         self._lock = threading.Lock()
         self._holder: int | None = None
         self._closed = False
+        self._known_to: Sequence[KnownTo] = ()
+        self._remote: RemoteSession | None = None
+        if trusted is not None or appraisal is not None:
+            local = {
+                "workers": (workers, None), "pads": (pads, None), "makers": (makers, None),
+                "insecure_one_party": (insecure_one_party, False),
+                "insecure_plaintext": (insecure_plaintext, False), "threads": (threads, 1),
+                "worker_threads": (worker_threads, 1), "batch": (batch, DEFAULT_BATCH),
+                "lanes": (lanes, None), "timeout_s": (timeout_s, DEFAULT_TIMEOUT_S),
+                "record_payloads": (record_payloads, False), "modules": (modules, None),
+                "engine": (engine, None), "counter": (counter, None), "padding": (padding, None),
+            }  # fmt: skip
+            self._open_remote(trusted, appraisal, local)
+            return
         self._needs_worker = any(p.on_worker for p in plan.protections.values())
         if self._needs_worker:
             settle()
@@ -144,7 +169,6 @@ class Session:
         self._makers = _makers(
             plan, makers, timeout_s=timeout_s, insecure_plaintext=insecure_plaintext
         )
-        self._known_to: Sequence[KnownTo] = ()
         if self._makers is not None:
             self._known_to = self._makers.known_to
         elif pads is not None:
@@ -169,6 +193,21 @@ class Session:
                 self._makers.close()
             raise
 
+    def _open_remote(
+        self,
+        url: str | None,
+        appraisal: "Appraiser | Policy | str | os.PathLike[str] | None",
+        local: Mapping[str, tuple[object, object]],
+    ) -> None:
+        """Have another machine run the plan; what talks to it is loaded for such sessions only.
+
+        Raises   PlanError, AttestationError, ServiceUnavailable, see `connected`
+        """
+        loaded = importlib.import_module("cloister.trusted.remote_session")
+        self._remote = loaded.connected(self.plan, url, appraisal, local, rng=self._rng)
+        self._plans = SizedPlans(self.plan, lambda _: None, alone=None)
+        self._group = loaded.GROUP
+
     def _open(
         self,
         workers: Sequence[str | WorkerLink] | None,
@@ -187,6 +226,7 @@ class Session:
             )
             for i in range(count)
         ]
+        self._group = self._batch * count
         self._executor = self._made[0].executor(self._plans.own)
         found = self._connect(workers, count, threads=threads, worker_threads=worker_threads)
         self._lanes = Lanes(self._made, found)
@@ -287,7 +327,7 @@ class Session:
     def _run_groups(self, inputs: Samples, progress: Callable[[int, int], None] | None) -> Result:
         results: list[Result] = []
         done = 0
-        for feeds in sample_groups(self._plans.inputs, inputs, self._batch * len(self._made)):
+        for feeds in sample_groups(self._plans.inputs, inputs, self._group):
             with self._turn():
                 results.append(self._run(feeds, _later(progress, done)))
             done += results[-1].report.inputs
@@ -316,6 +356,8 @@ class Session:
             raise PlanError("the session belongs to another process; open one in each process")
         if self._closed:
             raise PlanError("the session is closed; open a new one")
+        if self._remote is not None:
+            return self._together(self._remote.run(self._plans.batches, feeds, progress))
         self._lanes.require_idle()
         if self._lanes.lied:
             for lane in self._made:
@@ -396,7 +438,6 @@ class Session:
             policy=self.plan.policy,
             inputs=inputs,
             soundness_bits=bits,
-            hardware_rooted=False,
             trusted_ms=max(spent_ms - offline_ms, 0.0),
             worker_ms=1e-6 * waited_ns,
             module_ms=module_ms,
@@ -424,9 +465,19 @@ class Session:
             return f"{pads.kind}, of one party with a worker, which can read every input"
         return pads.kind
 
+    @property
+    def appraisal(self) -> "Appraisal | None":
+        """The latest one of the machine that `trusted` names; None for this machine."""
+        return None if self._remote is None else self._remote.appraisal
+
     def claims(self, *, pinned: bool = True) -> "Claims":
-        """What each party can learn and do: the claims of the plan, and those about its makers."""
+        """What each party can learn and do: the claims of the plan, and those about its makers.
+
+        With `trusted`, the operator of that machine is one of them.
+        """
         claims = self.plan.claims(pinned=pinned)
+        if self._remote is not None:
+            return self._remote.claims(claims)
         if not self._known_to:
             return claims
         encrypted = all(maker.encrypted for maker in self._known_to)
@@ -440,6 +491,9 @@ class Session:
         if this_process() != self._process:
             return  # a fork's copy: the workers are the parent's
         with self._turn():
+            if self._remote is not None:
+                self._remote.close()
+                return
             self._lanes.close()
             self._plans.close()
             if self._makers is not None:
@@ -461,7 +515,7 @@ class Session:
         return self
 
     def _prepare(self) -> None:
-        if self._closed or this_process() != self._process:
+        if self._closed or self._remote is not None or this_process() != self._process:
             return
         with self._turn():
             own = self._plans.own

@@ -172,6 +172,14 @@ def forbid_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (most, hard))
 
 
+def hide_memory() -> None:
+    """No core dump, no debugger of the same user, no /proc/PID/mem: of this process, from now on.
+
+    Raises   OSError
+    """
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+
+
 def isolate(memory_bytes: int, *, reserved_bytes: int = 0) -> None:
     """Give up everything that the filter does not need: dumps, privileges, files, network, memory.
 
@@ -198,5 +206,4 @@ def isolate(memory_bytes: int, *, reserved_bytes: int = 0) -> None:
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(which, (limit, limit))
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    # No core dump, no debugger of the same user, no /proc/PID/mem.
-    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+    hide_memory()

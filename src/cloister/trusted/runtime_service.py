@@ -1,0 +1,214 @@
+"""A machine that proves itself to callers and then runs their plans, or one bundle, for them.
+
+Each caller's conversation has at most one session, in a process of its own (hosted_session.py).
+What a caller sends - a plan, the model with its free sizes, inputs - is parsed in that process
+alone. Callers are strangers: their number, the memory of their plans and sessions, and the time of
+their calls are bounded, and whoever reads slowly holds up himself.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cloister.attest.attested_conversation import Operation
+from cloister.attest.attested_service import AttestedService
+from cloister.attest.attester import Attester
+from cloister.attest.channel import AttestedChannel
+from cloister.attest.handshake import Prover
+from cloister.attest.handshake_messages import Direction
+from cloister.attest.runtime_manifest import RuntimeManifest
+from cloister.attest.session_table import SessionLimits
+from cloister.base.rng import Csprng
+from cloister.errors import PlanError, ProtocolError
+from cloister.plan.plan import Plan
+from cloister.trusted.hosted_session import BundleKeys, HostedSession, HostSettings
+from cloister.trusted.runtime_messages import (
+    OPEN,
+    PIECE_BYTES,
+    PLAN,
+    RUN,
+    RUN_BYTES,
+    TEMPLATE,
+    UPLOAD,
+)
+from cloister.trusted.sealed_memory import MemoryAllowance, SealedMemory, SharedFiles
+from cloister.wire.https.bodies import Body
+
+_BODY_BYTES = 1 << 16
+"""Of a call without a tensor, and of what stands around one."""
+
+
+@dataclass(frozen=True)
+class RuntimeLimits:
+    """Bounds of a service.
+
+    sessions      of all callers; each may take `HostSettings.memory_bytes`
+    plan_bytes    of one plan, and of one model with free sizes
+    plans_bytes   of all of them together
+    idle_s        a session that is not used so long ends
+    """
+
+    sessions: int = 8
+    plan_bytes: int = 4 << 30
+    plans_bytes: int = 8 << 30
+    idle_s: float = 900.0
+
+
+@dataclass(frozen=True)
+class ServedBundle:
+    """The one bundle that a service runs: its plan, and what opens its hidden end."""
+
+    plan: Plan
+    keys: BundleKeys
+
+
+class RuntimeService:
+    """Serves in background threads until `close`; `url` says where."""
+
+    def __init__(
+        self,
+        listen: str,
+        *,
+        folder: Path,
+        attester: Attester,
+        manifest: RuntimeManifest,
+        settings: HostSettings,
+        limits: RuntimeLimits | None = None,
+        bundle: ServedBundle | None = None,
+        rng: Csprng,
+    ) -> None:
+        """Bind and start.
+
+        folder     has the certificate and the key of the transport, which protect nothing
+        attester   proves this machine; asked once for each handshake
+        bundle     what is run; None: the plans of callers
+
+        Raises   InputError when the address cannot be used, AttestationError without an interface
+        """
+        self._settings, self._bundle = settings, bundle
+        self._limits = limits or RuntimeLimits()
+        self._allowance = MemoryAllowance(self._limits.plans_bytes)
+        self._files = SharedFiles()
+        self._callers: dict[AttestedChannel, _Caller] = {}
+        self._lock = threading.Lock()
+        self._plan = None if bundle is None else self._kept(bundle.plan.to_bytes())
+        data = manifest.to_bytes()
+        self._service = AttestedService(
+            listen,
+            folder=folder,
+            start=lambda: Prover(attester, data, direction=Direction.CALLEE, rng=rng),
+            operations=self._operations,
+            closed=self._left,
+            limits=SessionLimits(sessions=self._limits.sessions, idle_s=self._limits.idle_s),
+            max_call_bytes=RUN_BYTES + _BODY_BYTES,
+        )
+        self.url = self._service.url
+
+    def close(self) -> None:
+        """Answer what is in flight, then end all sessions."""
+        self._service.close()
+        if self._plan is not None:
+            self._files.release(self._plan)
+            self._plan = None
+
+    def _kept(self, data: bytes) -> SealedMemory:
+        file = SealedMemory(len(data), self._allowance)
+        file.append(memoryview(data))
+        return self._files.shared(file)
+
+    def _operations(self, channel: AttestedChannel) -> Mapping[str, Operation]:
+        caller = _Caller(self._settings, self._limits, self._allowance, self._files)
+        with self._lock:
+            self._callers[channel] = caller
+        opened = Operation(_BODY_BYTES, caller.open)
+        found = {RUN: Operation(RUN_BYTES + _BODY_BYTES, caller.run)}
+        if self._bundle is None or self._plan is None:
+            return found | {
+                UPLOAD: Operation(PIECE_BYTES + _BODY_BYTES, caller.upload), OPEN: opened,
+            }  # fmt: skip
+        caller.offer(self._plan, self._bundle.keys)
+        return found | {OPEN: opened}
+
+    def _left(self, channel: AttestedChannel) -> None:
+        with self._lock:
+            caller = self._callers.pop(channel, None)
+        if caller is not None:
+            caller.close()
+
+
+class _Caller:
+    """What one conversation has: the files that it sent, and its session. Not thread-safe."""
+
+    def __init__(
+        self,
+        settings: HostSettings,
+        limits: RuntimeLimits,
+        allowance: MemoryAllowance,
+        files: SharedFiles,
+    ) -> None:
+        self._settings, self._limits = settings, limits
+        self._allowance, self._all = allowance, files
+        self._coming: dict[str, SealedMemory] = {}
+        self._files: dict[str, SealedMemory] = {}
+        self._keys: BundleKeys | None = None
+        self._session: HostedSession | None = None
+
+    def offer(self, plan: SealedMemory, keys: BundleKeys) -> None:
+        """The service's own plan is the only one that can be opened."""
+        self._files[PLAN], self._keys = self._all.shared(plan), keys
+
+    def upload(self, body: Body) -> Body:
+        """The next piece of a file; its first one says how long the file is."""
+        name, nbytes, piece = body.text("file"), body.number("bytes"), body.array(0, np.uint8, 1)
+        if name not in (PLAN, TEMPLATE) or name in self._files:
+            raise ProtocolError("upload: takes one plan, and one model with its free sizes")
+        if not 0 < nbytes <= self._limits.plan_bytes:
+            raise PlanError(
+                f"{name}: has {nbytes} B, and the trusted machine takes at most "
+                f"{self._limits.plan_bytes}; ask its operator for more (--plan-gib)"
+            )
+        file = self._coming.get(name)
+        if file is None:
+            file = self._coming[name] = SealedMemory(nbytes, self._allowance)
+        file.append(piece.data)
+        if file.complete:
+            self._files[name] = self._all.shared(self._coming.pop(name))
+        return Body()
+
+    def open(self, body: Body) -> Body:
+        """Open the session of the plan with this digest."""
+        plan, digest = self._files.get(PLAN), body.text("digest")
+        if plan is None or self._coming:
+            raise ProtocolError("open: the plan has not come whole")
+        if plan.digest.hex() != digest:
+            if self._keys is None:
+                raise ProtocolError("open: the plan that came has another digest")
+            raise PlanError(
+                f"the trusted machine runs the plan {plan.digest.hex()[:16]} of its bundle alone, "
+                f"not {digest[:16]}; run that bundle"
+            )
+        if self._session is not None:
+            raise ProtocolError("open: a conversation has one session")
+        template = self._files.get(TEMPLATE)
+        self._session = HostedSession(plan, template, self._settings, bundle=self._keys)
+        return Body()
+
+    def run(self, body: Body) -> Body:
+        """The packed result of packed inputs; neither is read here."""
+        if self._session is None:
+            raise ProtocolError("run: the session is not open")
+        found = self._session.run(body.array(0, np.uint8, 1).data)
+        return Body({}, (np.frombuffer(found, np.uint8),))
+
+    def close(self) -> None:
+        """End the session and forget the files."""
+        if self._session is not None:
+            self._session.close()
+        for coming in self._coming.values():
+            coming.close()
+        for file in self._files.values():
+            self._all.release(file)
+        self._coming, self._files = {}, {}

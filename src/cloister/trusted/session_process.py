@@ -1,0 +1,126 @@
+"""The process of a client's session: `python -m cloister.trusted.session_process`.
+
+arguments   descriptors: a socket, the plan, the model with free sizes or NO_FILE
+
+It opens the session, then answers packed inputs with packed results until the socket is closed.
+"""
+
+import os
+import select
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from cloister.bundle.sealed_bundle import SealedBundle
+from cloister.errors import BundleError, CloisterError
+from cloister.graph import graph_file
+from cloister.plan.plan import Plan
+from cloister.trusted.clips import OnClip
+from cloister.trusted.engines.sandbox import hide_memory
+from cloister.trusted.hosted_session import (
+    DONE,
+    NO_FILE,
+    REFUSED,
+    BundleKeys,
+    HostSettings,
+    refusal,
+)
+from cloister.trusted.packed_result import pack_result
+from cloister.trusted.packed_values import unpack
+from cloister.trusted.query_counter import QueryCounter
+from cloister.trusted.sealed_memory import mapped
+from cloister.trusted.session import Session
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve one session until its other end is closed."""
+    control, plan, template = map(int, arguments)
+    hide_memory()  # the processes of other clients belong to the same user
+    threading.Thread(target=_end_with, args=(control,), daemon=True).start()
+    with Connection(control) as channel:
+        try:
+            session = _opened(channel, plan, template)
+        except _FAILURES as error:
+            _answer(channel, REFUSED, refusal(error))
+            return 0
+        _answer(channel, DONE, b"")
+        while True:
+            try:
+                asked = channel.recv_bytes()
+            except EOFError:
+                return 0
+            try:
+                answer = pack_result(session.run(unpack(asked)))
+            except _FAILURES as error:
+                _answer(channel, REFUSED, refusal(error))
+            else:
+                _answer(channel, DONE, answer)
+            del asked
+
+
+_FAILURES = (CloisterError, ArithmeticError, LookupError, MemoryError, OSError, RuntimeError,
+             TypeError, ValueError)  # fmt: skip
+"""Of the session, and of libraries on values that the client chose."""
+
+
+def _answer(channel: Connection, status: bytes, answer: bytes) -> None:
+    channel.send_bytes(status)
+    channel.send_bytes(answer)
+
+
+def _opened(channel: Connection, plan: int, template: int) -> Session:
+    told = unpack(channel.recv_bytes())
+    settings = HostSettings(**{**told["settings"], "workers": tuple(told["settings"]["workers"])})
+    made = Plan.from_bytes(mapped(plan))
+    if template != NO_FILE:
+        made = replace(made, template=graph_file.from_bytes(mapped(template)))
+    session = Session(
+        made,
+        workers=list(settings.workers) or None,
+        threads=settings.threads,
+        worker_threads=settings.worker_threads,
+        batch=settings.batch,
+        lanes=settings.lanes,
+        timeout_s=settings.timeout_s,
+        on_clip=OnClip.IGNORE,  # the client judges the counts of its whole request
+        **_hidden_end(made, told["bundle"]),
+    )
+    return session.__enter__()
+
+
+def _hidden_end(plan: Plan, told: dict[str, Any] | None) -> dict[str, Any]:
+    """The arguments of a session whose end is hidden: the module of a bundle, opened here."""
+    if told is None:
+        return {}
+    counter = told.pop("counter")
+    keys = BundleKeys(
+        Path(told.pop("path")), told.pop("content_key").tobytes(), told.pop("vendor").tobytes(),
+        **told,
+    )  # fmt: skip
+    vendor = Ed25519PublicKey.from_public_bytes(keys.vendor)
+    found, module = SealedBundle.open(keys.path, keys.content_key, vendor=vendor)
+    if found.digest != plan.digest:
+        raise BundleError(f"{keys.path}: holds another plan than when the service started")
+    return {
+        "modules": {plan.modules[0].node: module},
+        "engine": keys.engine,
+        "counter": None if counter is None else QueryCounter.open(Path(counter)),
+    }
+
+
+def _end_with(descriptor: int) -> None:
+    """End this process, whatever it computes, once the other end of a socket is closed."""
+    gone = select.poll()
+    gone.register(descriptor, 0)  # a hang-up is always reported
+    gone.poll()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

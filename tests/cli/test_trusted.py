@@ -1,0 +1,133 @@
+"""`cloister trusted serve` and `run --trusted`, as processes: what starts, and what is refused."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cloister.attest.runtime_manifest import ISOLATED
+from cloister.base.rng import SystemRandom
+from cloister.bundle.bundle_keys import create_keys
+from cloister.trusted import remote_session
+from trusted.runtimes import Played
+
+
+@contextlib.contextmanager
+def serving(*options, environment=()):
+    """A machine as a process of its own: its process, its address, and the lines that it says."""
+    command = [sys.executable, "-P", "-m", "cloister", "trusted", "serve", *map(str, options)]
+    with subprocess.Popen(
+        [*command, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, **dict(environment)},
+    ) as process:  # fmt: skip
+        lines = [process.stdout.readline().strip() for _ in range(3)]
+        try:
+            yield process, lines[0].split()[-1], lines
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def played(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(remote_session, "RETRY_FOR_S", 0.2)
+    made = Played(tmp_path)
+    made.save_policy("machine.toml")
+    return made
+
+
+def values(ran):
+    assert ran.code == 0, ran
+    return [one["values"] for one in json.loads(ran.out)["outputs"]]
+
+
+def test_a_machine_starts_without_environment_and_runs_models(
+    cloister, model_file, pictures, played
+):
+    calibrated = ("--calibration", pictures[0].parent, "--json")
+    plain = cloister("run", model_file, *pictures, *calibrated)
+    with serving("--insecure-simulated", played.key, environment={"SECRET": "x"}) as found:
+        process, url, lines = found
+        where = ("--trusted", url, "--appraisal", "machine.toml")
+        assert Path(f"/proc/{process.pid}/environ").read_bytes() == b""
+        started = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")[1:6]
+        assert tuple(part.decode() for part in started) == ISOLATED
+        ran = cloister("run", model_file, *pictures, *calibrated, *where)
+        assert values(ran) == values(plain)
+        report = json.loads(ran.out)["report"]
+        assert report["hardware_rooted"] is False
+        assert report["appraisal"]["manifest"] == lines[2].split()[-1]
+        # The manifest can be pinned, and a change of the arguments makes another one.
+        policy = Path("machine.toml")
+        pinned = f'[runtime]\nmanifests = ["{lines[2].split()[-1]}"]\n'
+        Path("pinned.toml").write_text(policy.read_text() + pinned)
+        where = ("--trusted", url, "--appraisal", "pinned.toml")
+        assert cloister("run", model_file, *pictures, *calibrated, *where).code == 0
+    with serving("--insecure-simulated", played.key, "--threads", 2) as (_, url, lines):
+        where = ("--trusted", url, "--appraisal", "pinned.toml")
+        ran = cloister("run", model_file, *pictures, *calibrated, *where)
+        assert (ran.code, ran.out) == (3, "")
+        assert "manifest: expected" in ran.err
+        assert lines[2].split()[-1][:16] in ran.err.replace("\n", "")
+    ran = cloister("run", model_file, *pictures, *calibrated, *where)
+    assert ran.code == 2
+    assert "cannot be reached" in ran.err
+
+
+def test_a_machine_runs_a_bundle_that_the_caller_cannot_open(cloister, played):
+    pytest.importorskip("ziglang")
+    root = Path(__file__).parents[2]
+    shutil.copy(root / "src/cloister/examples/digits.onnx", ".")
+    shutil.copytree(root / "examples/digits", "digits")
+    create_keys(Path("vendor"), rng=SystemRandom())
+    for command in (
+        ("plan", "digits.onnx", "--last", 2, "--queries", 20, "--calibration", "digits",
+         "--out", "vendor/digits.plan"),
+        ("bundle", "seal", "vendor/digits.module", "--plan", "vendor/digits.plan", "--key",
+         "vendor/content.key", "--signer", "vendor/vendor.key", "--out", "digits.bundle"),
+    ):  # fmt: skip
+        assert cloister(*command).code == 0
+    wanted = values(cloister("run", "digits.onnx", "digits", "--policy", "enclave", "--json"))
+    bundle = ("--bundle", "digits.bundle", "--vendor", "vendor/vendor.pub", "--key",
+              "vendor/content.key", "--counter", "queries")  # fmt: skip
+    with serving("--insecure-simulated", played.key, *bundle) as (_, url, _):
+        where = ("--trusted", url, "--appraisal", "machine.toml", "--json")
+        vendor = ("--vendor", "vendor/vendor.pub")
+        ran = cloister("run", "digits.bundle", "digits", *vendor, *where)
+        for one, other in zip(values(ran), wanted, strict=True):
+            np.testing.assert_allclose(*[list(v.values())[0] for v in (one, other)], atol=0.1)
+        assert json.loads(ran.out)["report"]["queries_left"] == 10
+        refused = cloister("run", "digits.bundle", "digits", *vendor, *where, "--key", "k")
+        assert "--key: is decided by the operator" in refused.err
+        refused = cloister("run", "digits.onnx", "digits", *where)
+        assert "this machine runs bundle" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--bundle", "a.bundle"), "--bundle a.bundle: give --vendor FILE"),
+        (("--vendor", "v"), "--vendor: goes with a bundle"),
+        (("--session-gib", 0.1), "--session-gib"),
+        (("--insecure-simulated", "none.pem"), "environment: expected none"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, said, cloister):
+    ran = cloister("trusted", "serve", "--listen", "127.0.0.1:0", *options)
+    assert ran.code in (2, 3)
+    assert said in ran.err.replace("\n", " ")
+
+
+def test_a_machine_that_proves_nothing_does_not_serve():
+    ran = subprocess.run(
+        [sys.executable, "-P", "-m", "cloister", "trusted", "serve", "--listen", "127.0.0.1:0"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 3
+    assert "has no interface that proves anything" in ran.stderr
