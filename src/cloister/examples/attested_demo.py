@@ -191,8 +191,10 @@ class _Story:
     @contextmanager
     def network(self, runtime: str) -> Iterator[None]:
         """Whoever carries the customer's messages."""
-        create_certificate(self._folder / "network", "a network")
-        with RecordingProxy(runtime, folder=self._folder / "network") as self._proxy:
+        folder = self._folder / "network"
+        folder.mkdir(mode=0o700)
+        create_certificate(folder, "a network")
+        with RecordingProxy(runtime, folder=folder) as self._proxy:
             yield
 
     def _runtime(self, broker: str, machine: Path) -> tuple[object, ...]:
