@@ -18,10 +18,11 @@ from cloister.cli.options import Json
 from cloister.errors import CloisterError
 
 NAMES = (
-    "accuracy", "attest", "audit_models", "audits", "authority_kills", "authority_rate",
-    "broker_kills", "compiled", "encrypted_prediction", "fe", "figure", "first_request", "floor",
-    "fuzz_attested", "fuzz_loaders", "inference", "layers", "lies", "memory", "pad_kills", "pads",
-    "passes", "planner", "random_graphs", "roundtrip", "split", "training", "transport",
+    "accuracy", "attest", "attested_session", "audit_models", "audits", "authority_kills",
+    "authority_rate", "broker_kills", "compiled", "encrypted_prediction", "fe", "figure",
+    "first_request", "floor", "fuzz_attested", "fuzz_loaders", "inference", "layers", "lies",
+    "memory", "pad_kills", "pads", "passes", "planner", "random_graphs", "roundtrip", "split",
+    "training", "transport",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from cloister.attest.clock import SYSTEM_CLOCK
+from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.attest.simulated import SimulatedAttester, SimulatedMachine
 from cloister.base.rng import SystemRandom
 from cloister.broker import broker_folder, broker_service
@@ -97,12 +98,16 @@ class Vendor:
             broker=certificate,
             counter=CounterRule(CounterKind.LEASE, certificate),
         )
+        manifest = RuntimeManifest(
+            "benchmark", (), bundle=ticket.bundle_id.hex(), vendor=ticket.vendor.hex(),
+            license=license_id,
+        )  # fmt: skip
         return BrokerClient(
             url,
             ticket.signed_by(signer),
             vendor=signer.public_key(),
             attester=SimulatedAttester(self.folder / "machine.pem", SimulatedMachine(CODE)),
-            manifest=b"{}",
+            manifest=manifest.to_bytes(),
             meter=meter,
             rng=SystemRandom(),
             retry_for_s=0.0,

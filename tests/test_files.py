@@ -251,6 +251,8 @@ ELSEWHERE = {
     ("base/files.py", "os.open"),
     ("trusted/pads/block_file.py", "os.open"),  # for reading
     ("attest/attester.py", "os.open"),  # the kernel's and Gramine's interfaces
+    ("attest/nsm_attester.py", "os.open"),  # a device
+    ("attest/tpm_commands.py", "os.open"),  # a device
     ("cli/main.py", "os.open"),  # /dev/null
     ("base/reading.py", "os.open"),  # to read
     ("tickets/ticket_meter.py", "os.open"),  # a folder, to lock it
@@ -259,6 +261,7 @@ ELSEWHERE = {
     # In a folder that was made for this and is its owner's alone.
     ("graph/onnx/frontends.py", "TemporaryDirectory"),
     ("cli/demo_verbs.py", "TemporaryDirectory"),
+    ("cli/trusted_verbs.py", "TemporaryDirectory"),
     ("cli/speed.py", "TemporaryDirectory"),
     ("training/classifier.py", "TemporaryDirectory"),
     ("codegen/toolchain.py", "TemporaryDirectory"),

@@ -15,7 +15,7 @@ from cloister.errors import ShapeError
 from cloister.ring import pads
 from cloister.ring.rounding import dequantise, quantise
 
-WITHOUT_SHAPES = {"attest", "bundle", "planner", "wire"}
+WITHOUT_SHAPES = {"attest", "broker", "bundle", "planner", "tickets", "wire"}
 """Packages that carry bytes, whose arrays are as their messages say, or that have no arrays."""
 
 

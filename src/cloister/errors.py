@@ -18,6 +18,7 @@
     │   └── ChannelClosedError    an attested conversation has ended: closed, expired or broken
     ├── VerificationError         an answer was wrong: a check failed
     │   ├── AttestationError      evidence does not prove what was asked of it
+    │   │   └── TpmError          a TPM cannot be reached, or refuses a command
     │   └── MeterError            a ticket's meter is damaged, another ticket's, or of a later time
     │       ├── RollbackError     an old state of the meter or of its counter was put back
     │       ├── ForkError         another copy of the meter was used
@@ -150,6 +151,17 @@ class VerificationError(CloisterError):
 
 class AttestationError(VerificationError):
     """Evidence does not prove what was asked of it: nothing is sent to who showed it."""
+
+
+class TpmError(AttestationError):
+    """A TPM cannot be reached, or refuses a command.
+
+    code   the TPM's, without the number of the operand; None where it gave none
+    """
+
+    def __init__(self, message: str, *, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class MeterError(VerificationError):

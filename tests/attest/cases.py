@@ -1,7 +1,10 @@
 """Real evidence, and what its README says of it: genuine or to be refused, and for what reason."""
 
+import json
+from base64 import b64decode, b64encode
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from cloister.attest.collateral import Collateral
@@ -16,7 +19,8 @@ MILAN = "snp/milan_chain.pem"
 class Case:
     """Evidence with its collateral at a time.
 
-    signed   the part of the file that signatures cover: begin and end
+    signed   the part of the evidence that signatures cover: begin and end
+    form     how the file holds the evidence
     """
 
     name: str
@@ -26,6 +30,39 @@ class Case:
     collateral: tuple[str, ...] = ()
     now: str = SUMMER
     expected: dict[str, object] = field(default_factory=dict)
+    form: str = "bare"
+
+    def flips(self, places=None):
+        """The file with one bit of the signed part flipped, and where: each byte, or some places.
+
+        Of evidence of several GPUs the report and signature of each, alone.
+        """
+        whole = self.data
+        match self.form:
+            case "bare":
+                packed = [(whole, bytes)]
+            case "hex":
+                packed = [(bytes.fromhex(whole.decode()), lambda data: data.hex().encode())]
+            case "quote in JSON":
+                found = json.loads(whole)
+                packed = [(
+                    bytes.fromhex(found["quote"]),
+                    lambda data: json.dumps({**found, "quote": data.hex()}).encode(),
+                )]  # fmt: skip
+            case "GPUs in JSON":
+                found = json.loads(whole)
+                packed = [
+                    (b64decode(one["evidence"]), partial(_packed_gpu, found, number))
+                    for number, one in enumerate(found)
+                ]
+        begin, end = self.signed
+        for data, pack in packed:
+            last = end or len(data)
+            chosen = range(begin, last) if places is None else places(begin, last)
+            for place in chosen:
+                changed = bytearray(data)
+                changed[place] ^= 1 << place % 8
+                yield place, pack(bytes(changed))
 
     @property
     def data(self) -> bytes:
@@ -37,6 +74,11 @@ class Case:
 
     def given(self) -> Collateral:
         return Collateral.load([VECTORS / name for name in self.collateral])
+
+
+def _packed_gpu(found, number, data):
+    """The report of one GPU alone, which the file has among others."""
+    return json.dumps([{**found[number], "evidence": b64encode(data).decode()}]).encode()
 
 
 GENUINE = [
@@ -65,8 +107,8 @@ GENUINE = [
          expected={"debug": False, "quote_version": 5}),
     Case("tdx cos with log", "tdx/cos-113-tdx-quote.dat", "tdx", (0, 1200), ("tdx/ccel.dat",),
          expected={"event_log_events": 43, "trailing_bytes": 3065}),
-    Case("tdx dstack with log", "tdx/dstack_quote_report.json", "tdx",
-         now="2026-01-01T00:00:00+00:00", expected={"event_log_events": 28}),
+    Case("tdx dstack with log", "tdx/dstack_quote_report.json", "tdx", (0, 1200),
+         now="2026-01-01T00:00:00+00:00", expected={"event_log_events": 28}, form="quote in JSON"),
     Case(
         "sgx", "sgx/sgx_quote", "sgx", (0, 1014), ("sgx/sgx_quote_collateral.json",),
         expected={
@@ -80,14 +122,16 @@ GENUINE = [
          now="2024-11-14T22:00:00+00:00", expected={"debug": True}),
     Case("nitro at byte 4", "nitro/dstack_document_at_4.bin", "nitro", (4, 4530),
          now="2025-12-25T17:00:00+00:00", expected={"debug": False, "trailing_bytes": 179}),
-    Case("eight GPUs", "gpu/h100_eight_gpus.json", "nvidia-gpu", expected={"gpus": 8}),
+    Case("eight GPUs", "gpu/h100_eight_gpus.json", "nvidia-gpu", expected={"gpus": 8},
+         form="GPUs in JSON"),
     Case(
         "gpu with manifest", "gpu/hopper_report.hex", "nvidia-gpu", (0, 0),
         ("gpu/hopper_chain.pem", "gpu/hopper_vbios_rim.xml"), expected={"manifest_count": 1},
+        form="hex",
     ),
     Case(
         "gpu coco, a byte behind", "gpu/hopper_coco_report1.txt", "nvidia-gpu", (0, 0),
-        ("gpu/hopper_coco_certs1.txt",), expected={"trailing_bytes": 1},
+        ("gpu/hopper_coco_certs1.txt",), expected={"trailing_bytes": 1}, form="hex",
     ),
 ]  # fmt: skip
 

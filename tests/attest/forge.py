@@ -69,16 +69,25 @@ class Amd:
         default_factory=lambda: {"bootloader": 9, "tee": 0, "snp": 23, "microcode": 213, "fmc": 1}
     )
     leaf_options: dict = field(default_factory=dict)
+    root_key: str = "ark"
+    named: str = ""
+    wrapped: bool = False
 
     def __post_init__(self):
         ark, ask = f"ARK-{self.product}", f"SEV-{self.product}"
-        self.root = certificate(ark, rsa_key("ark"), ark, rsa_key("ark"), ca=True, days=9000)
-        self.ask = certificate(ask, rsa_key("ask"), ark, rsa_key("ark"), ca=True, path_length=0)
+        root_key = rsa_key(self.root_key)
+        self.root = certificate(ark, root_key, ark, root_key, ca=True, days=9000)
+        self.ask = certificate(ask, rsa_key("ask"), ark, root_key, ca=True, path_length=0)
         oids = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
         extensions = [(AMD + oids[name], integer(level)) for name, level in self.levels.items()]
-        if self.leaf == "SEV-VCEK":
+        vcek = self.leaf == "SEV-VCEK"
+        extensions.append((AMD + "2", text(self.named or self.product + "-B1" * vcek)))
+        if not vcek:
+            extensions.append((AMD + "5", text("CN=cc-us-east-2.amazonaws.com")))
+        if vcek:
             hwid = self.chip[:8] if self.product == "Turin" else self.chip
-            extensions.append((AMD + "4", hwid))
+            octets = bytes([4, len(hwid)]) if self.wrapped else b""
+            extensions.append((AMD + "4", octets + hwid))
         self.vcek = certificate(
             self.leaf, ec_key("vcek"), ask, rsa_key("ask"), extensions=extensions,
             **self.leaf_options,
@@ -121,6 +130,11 @@ class Amd:
         return bytes(report)
 
 
+def text(value):
+    """A DER IA5String."""
+    return bytes([0x16, len(value)]) + value.encode()
+
+
 def integer(value):
     """A DER INTEGER of a byte."""
     return bytes([2, 1, value]) if value < 128 else bytes([2, 2, 0, value])
@@ -132,8 +146,8 @@ def azure(report, runtime):
     return head + report + struct.pack("<IIIII", 0, 1, 2, 1, len(runtime)) + runtime
 
 
-def azure_runtime(**fields):
-    text = json.dumps(fields).encode()
+def azure_runtime(text=None, **fields):
+    text = json.dumps(fields).encode() if text is None else text
     return text, hashlib.sha256(text).digest().ljust(64, b"\0")
 
 

@@ -59,7 +59,7 @@ def test_either_side_may_prove_itself(folder, direction):
 def test_the_client_refuses_a_service_of_another_measurement(folder):
     with (
         service(folder, lambda: prover(attester=OTHER)) as running,
-        pytest.raises(AttestationError, match=r"measurement: expected abab.*, found cdcd"),
+        pytest.raises(AttestationError, match="measurement: expected abab"),
     ):
         client(running.url, verifier)
 
@@ -67,7 +67,7 @@ def test_the_client_refuses_a_service_of_another_measurement(folder):
 def test_the_service_refuses_a_caller_of_another_measurement(folder):
     with (
         service(folder, lambda: verifier(CALLER)) as running,
-        pytest.raises(AttestationError, match=r"measurement: expected abab.*, found cdcd"),
+        pytest.raises(AttestationError, match="measurement: expected abab"),
     ):
         client(running.url, lambda: prover(CALLER, attester=OTHER))
 
@@ -98,6 +98,8 @@ def test_a_pinned_certificate_is_compared(folder):
             calling.call("echo")
         with pytest.raises(Exception, match="another certificate"):
             client(running.url, verifier, certificate=bytes(32))
+        with pytest.raises(InputError, match="32 bytes, not 5"):
+            client(running.url, verifier, certificate=bytes(5))
 
 
 def test_roles_that_do_not_fit_are_refused(folder):

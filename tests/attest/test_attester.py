@@ -1,12 +1,15 @@
 """Evidence of this machine, against folders that behave as the kernel's do."""
 
+import ctypes
 import shutil
 from contextlib import contextmanager
 
+import cbor2
 import pytest
 
-from cloister.attest import attester
-from cloister.attest.attester import attesters, has_tpm
+from attest.cases import VECTORS
+from cloister.attest import attester, nsm_attester
+from cloister.attest.attester import attesters
 from cloister.base.rng import SystemRandom
 from cloister.errors import AttestationError
 
@@ -95,7 +98,65 @@ def test_gramine(tmp_path):
 
 def test_a_machine_without_any(tmp_path):
     assert attesters(rng=RNG, root=tmp_path) == []
-    assert not has_tpm(tmp_path)
+
+
+def test_a_tpm_comes_after_what_says_more(tmp_path, monkeypatch):
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/tpmrm0").touch()
-    assert has_tpm(tmp_path)
+    (found,) = attesters(rng=RNG, root=tmp_path)
+    assert (found.format.value, found.name) == ("tpm", f"{tmp_path}/dev/tpmrm0")
+    Tsm(tmp_path, monkeypatch)
+    other = attesters(rng=RNG, root=tmp_path, tpm=tmp_path / "socket")
+    assert [one.format.value for one in other] == ["sev-snp", "tpm"]
+    assert other[1].name == f"{tmp_path}/socket"
+
+
+class Nsm:
+    """The kernel's driver of a Nitro security module: reads a request, writes a response."""
+
+    def __init__(self, root, monkeypatch, response):
+        (root / "dev").mkdir()
+        (root / "dev/nsm").touch()
+        self.response, self.asked = response, []
+        monkeypatch.setattr(nsm_attester.fcntl, "ioctl", self.ioctl)
+
+    def ioctl(self, file, number, message):
+        assert number == 0xC0200A00
+        request = ctypes.string_at(message.request.base, message.request.length)
+        self.asked.append(cbor2.loads(request))
+        if isinstance(self.response, OSError):
+            raise self.response
+        assert len(self.response) <= message.response.length
+        ctypes.memmove(message.response.base, self.response, len(self.response))
+        message.response.length = len(self.response)
+
+
+def test_a_nitro_enclave(tmp_path, monkeypatch):
+    document = (VECTORS / "nitro" / "debug_mode.bin").read_bytes()
+    nsm = Nsm(tmp_path, monkeypatch, cbor2.dumps({"Attestation": {"document": document}}))
+    (found,) = attesters(rng=RNG, root=tmp_path)
+    assert (found.format.value, found.name) == ("nitro", f"{tmp_path}/dev/nsm")
+    assert found.evidence(DATA) == document
+    asked = {"user_data": DATA, "nonce": None, "public_key": None}
+    assert nsm.asked == [{"Attestation": asked}]
+    with pytest.raises(AttestationError, match="has 32 bytes, of 64"):
+        found.evidence(DATA[:32])
+
+
+@pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        (cbor2.dumps({"Error": "InvalidOperation"}), "refuses to attest: InvalidOperation"),
+        (cbor2.dumps({"Attestation": {"document": "text"}}), "is no byte string"),
+        (cbor2.dumps({"Attestation": {}}), "response is damaged"),
+        (cbor2.dumps(["Attestation"]), "response is damaged"),
+        (b"\xff", "response is damaged"),
+        (b"", "states 0 bytes"),
+        (OSError(25, "Inappropriate ioctl for device"), "Inappropriate ioctl for device"),
+    ],
+)
+def test_a_nitro_module_that_does_not_attest(tmp_path, monkeypatch, response, text):
+    Nsm(tmp_path, monkeypatch, response)
+    (found,) = attesters(rng=RNG, root=tmp_path)
+    with pytest.raises(AttestationError, match=text):
+        found.evidence(DATA)

@@ -13,6 +13,7 @@ from cloister.errors import CloisterError
 
 NOW = datetime(2025, 6, 19, 12, tzinfo=UTC)
 SEEDS = [case.data for case in GENUINE]
+SEEDS += [path.read_bytes() for path in sorted((VECTORS / "tpm").glob("*.bin"))]
 FILES = sorted(path for path in VECTORS.rglob("*") if path.is_file() and path.name != "ccel.dat")
 GIVEN = [case.given() for case in GENUINE]
 

@@ -18,8 +18,12 @@ from cloister.errors import AttestationError
 
 ENDS = datetime(2030, 1, 1, tzinfo=UTC)
 STATUSES = list(TcbStatus)
-OLD = {"UpToDate", "SWHardeningNeeded"}
-OLD_CONFIGURED = {"ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded"}
+# Relaunch is advised only where no part is old: with an old quoting enclave, the whole is.
+OLD = {"UpToDate", "SWHardeningNeeded", "TDRelaunchAdvised"}
+OLD_CONFIGURED = {
+    "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded",
+    "TDRelaunchAdvisedConfigurationNeeded",
+}  # fmt: skip
 
 
 def quote(name):

@@ -46,6 +46,12 @@ def test_a_vlek_names_no_chip(amd):
     vendor = amd(leaf="SEV-VLEK")
     found = verify(vendor.report(), vendor.collateral, now=NOW)
     assert found.claims["signing_key"] == "VLEK"
+    assert found.claims["csp_id"] == "CN=cc-us-east-2.amazonaws.com"
+    # As AWS does: the chip's own key is masked, and its id not told.
+    hidden = vendor.report(changes=[(0x1A0, bytes(64)), (0x48, b"\x06")])
+    found = verify(hidden, vendor.collateral, now=NOW)
+    assert found.claims["chip_key_masked"] is True
+    assert found.claims["chip_id"] == bytes(64)
 
 
 def test_a_report_of_the_other_kind_of_key_is_refused(amd):
@@ -74,17 +80,21 @@ def test_the_report_of_another_chip_is_refused(amd):
     with pytest.raises(AttestationError, match="chip id: expected"):
         verify(other, vendor.collateral, now=NOW)
     with pytest.raises(AttestationError, match="hides its chip id"):
+        verify(vendor.report(changes=[(0x1A0, bytes(64))]), vendor.collateral, now=NOW)
+    with pytest.raises(AttestationError, match="masks its chip key"):
         verify(vendor.report(changes=[(0x48, b"\x02")]), vendor.collateral, now=NOW)
 
 
 @pytest.mark.parametrize(
     ("offset", "text"),
     [(0x4C, "0x4c to 0x50"), (0x18B, "0x18b to"), (0x1EB, "0x1eb"), (0x1EF, "0x1ef"),
-     (0x208, "0x208"), (0x29F, "0x208"), (8 + 3, "bits that this version")],
+     (0x208, "0x208"), (0x29F, "0x208"), (8 + 3, "guest policy has bits that"),
+     (0x40, "platform has bits that"), (0x41, "platform has bits that"),
+     (0x48, "key information has bits that"), (0x110, "says that there is none")],
 )  # fmt: skip
 def test_gaps_that_are_not_empty_are_refused(amd, offset, text):
     vendor = amd()
-    report = vendor.report(changes=[(offset, b"\x80")])
+    report = vendor.report(changes=[(offset, b"\x40" if offset == 0x40 else b"\x80")])
     with pytest.raises(AttestationError, match=text):
         verify(report, vendor.collateral, now=NOW)
 
@@ -136,6 +146,13 @@ def test_the_certificates_of_an_extended_report(amd):
     ask = UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782").bytes_le
     data = vendor.report() + table((guid, to_der(vendor.vcek)), (ask, to_der(vendor.ask)))
     assert verify(data, now=NOW).claims["product"] == "Genoa"
+    # A host's own entries are passed over; behind the empty one nothing is read.
+    own = UUID("ecae0c0f-9502-43b1-afa2-0ae2e0d565b6").bytes_le
+    more = [(own, b"more"), (guid, to_der(vendor.vcek)), (ask, to_der(vendor.ask))]
+    assert verify(vendor.report() + table(*more), now=NOW).claims["trailing_bytes"] == 0
+    ended = [more[1], (bytes(16), b""), more[2]]
+    with pytest.raises(AttestationError, match="SEV-Genoa is missing"):
+        verify(vendor.report() + table(*ended), now=NOW)
     cut = vendor.report() + table((guid, to_der(vendor.vcek)))[:60]
     with pytest.raises(AttestationError, match="cut short"):
         verify(cut, vendor.collateral, now=NOW)
@@ -148,6 +165,8 @@ def test_azures_blob_binds_its_runtime_document(amd):
     found = verify(blob, vendor.collateral, now=NOW)
     assert "HCLAkPub" in found.claims["runtime"]
     assert found.report_data == digest
+    assert found.claims["trailing_bytes"] == 0
+    assert verify(blob + bytes(9), vendor.collateral, now=NOW).claims["trailing_bytes"] == 9
     with pytest.raises(AttestationError, match="digest of the runtime document"):
         verify(blob.replace(b"HCLAkPub", b"attacker"), vendor.collateral, now=NOW)
     with pytest.raises(AttestationError, match="report type"):
@@ -162,3 +181,70 @@ def test_two_chip_certificates_are_one_too_many(amd):
     given = Collateral(certificates=(vendor.vcek, other.vcek, vendor.ask))
     with pytest.raises(AttestationError, match="several SEV-VCEK certificates"):
         verify(vendor.report(), given, now=NOW)
+
+
+def test_azures_guest_binds_by_its_user_data(amd):
+    vendor = amd(product="Milan")
+
+    def blob(*args, **fields):
+        text, digest = azure_runtime(*args, **fields)
+        return azure(vendor.report(version=3, changes=[(0x50, digest)]), text)
+
+    data = bytes(range(64))
+    found = verify(blob(**{"user-data": data.hex()}), vendor.collateral, now=NOW)
+    assert found.report_data == data
+    for odd in (data[:32].hex(), data.hex() + "00", "zz", 5, None):
+        with pytest.raises(AttestationError, match=r"user-data|runtime document"):
+            verify(blob(**{"user-data": odd}), vendor.collateral, now=NOW)
+    twice = b'{"user-data": "%s", "user-data": ""}' % data.hex().encode()
+    with pytest.raises(AttestationError, match="a name stands twice"):
+        verify(blob(twice), vendor.collateral, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("product", "family", "model", "fits"),
+    [
+        ("Milan", 0x19, 0x0F, True), ("Milan", 0x19, 0x10, False), ("Milan", 0x1A, 0x01, False),
+        ("Genoa", 0x19, 0x10, True), ("Genoa", 0x19, 0x1F, True), ("Genoa", 0x19, 0xA0, True),
+        ("Genoa", 0x19, 0xAF, True), ("Genoa", 0x19, 0x20, False), ("Genoa", 0x19, 0x9F, False),
+        ("Genoa", 0x19, 0x0F, False), ("Genoa", 0x19, 0xB0, False), ("Genoa", 0x1A, 0x11, False),
+        ("Turin", 0x1A, 0x00, True), ("Turin", 0x1A, 0x11, True), ("Turin", 0x1A, 0x12, False),
+        ("Turin", 0x1A, 0x50, False), ("Turin", 0x19, 0x11, False), ("Milan", 0, 0, False),
+    ],
+)  # fmt: skip
+def test_the_processor_is_one_of_its_product(amd, product, family, model, fits):
+    vendor = amd(product=product)
+    report = vendor.report(version=3, changes=[(0x188, bytes([family, model]))])
+    if fits:
+        verify(report, vendor.collateral, now=NOW)
+        return
+    with pytest.raises(AttestationError, match=r"processor (family|model): expected"):
+        verify(report, vendor.collateral, now=NOW)
+
+
+@pytest.mark.parametrize("named", ["Milan-B0", "Genoa2", "-", "genoa-B1"])
+def test_a_certificate_names_its_product(amd, named):
+    vendor = amd(product="Genoa", named=named)
+    with pytest.raises(AttestationError, match="product name: expected Genoa"):
+        verify(vendor.report(), vendor.collateral, now=NOW)
+
+
+def test_a_chip_id_in_an_octet_string(amd):
+    """AMD's service writes it bare; some certificates have it as the format says."""
+    vendor = amd(wrapped=True)
+    verify(vendor.report(), vendor.collateral, now=NOW)
+
+
+def test_versions_and_mitigations_are_claims(amd):
+    vendor = amd(product="Turin")
+    changes = [
+        (0x1E8, bytes([7, 55, 1])), (0x1EC, bytes([6, 54, 1])), (0x1F8, b"\3"), (0x200, b"\1"),
+        (0x48, b"\1"), (0x110, bytes(range(1, 49))), (0x40, bytes([0b10111111])),
+        (8, (1 << 17 | 0x3FD << 16).to_bytes(8, "little")),
+    ]  # fmt: skip
+    found = verify(vendor.report(changes=changes), vendor.collateral, now=NOW).claims
+    assert (found["current_version"], found["committed_version"]) == ("1.55.7", "1.54.6")
+    assert (found["launch_mitigations"], found["current_mitigations"]) == (3, 1)
+    assert found["author_key_enabled"] is True
+    for name in ("alias_check_complete", "tio_enabled", "ciphertext_hiding", "page_swap_disabled"):
+        assert found[name] is True

@@ -1,10 +1,15 @@
 """Real evidence of every format gets the verdict that its README states."""
 
-import pytest
+from datetime import UTC, datetime
 
-from attest.cases import GENUINE, LENIENT, REFUSED
+import pytest
+from cryptography import x509
+
+from attest.cases import GENUINE, LENIENT, REFUSED, VECTORS
 from cloister.attest.appraisal import appraise
+from cloister.attest.certificates import fingerprint, load_certificates, roots, verify_chain
 from cloister.attest.check_tree import Check, CheckState
+from cloister.attest.collateral import Collateral
 from cloister.attest.policy import Policy
 from cloister.attest.verify import verify
 from cloister.errors import AttestationError, CloisterError
@@ -53,9 +58,9 @@ def test_the_report_data_of_intels_sample():
     (case,) = [one for one in GENUINE if one.name == "sgx"]
     found = verified(case)
     assert found.report_data == HELLO.ljust(64, b"\0")
-    appraise(found, LENIENT, HELLO)
+    appraise(found, LENIENT, HELLO.ljust(64, b"\0"))
     with pytest.raises(AttestationError, match="report data: expected"):
-        appraise(found, LENIENT, b"Hello, World!")
+        appraise(found, LENIENT, b"Hello, World!".ljust(64, b"\0"))
 
 
 def test_twelve_measurements_match_the_manifest():
@@ -94,3 +99,74 @@ def test_a_time_without_zone_and_unknown_formats_are_refused():
     for data in (b"", b"hello", bytes(2000), b"\xff" * 2000, b"{}", b"[]"):
         with pytest.raises(AttestationError, match="no format is recognised"):
             verify(data, now=case.at)
+
+
+CHAINS = {
+    "snp/vcek_turin.der": ("snp/cert_chain_turin.pem", "amd-turin", "SEV-Turin"),
+    "snp/milanvlek_chain.pem": ("snp/milanvlek_chain.pem", "amd-milan", "SEV-VLEK-Milan"),
+}
+SHAPES = {"tdx/sample_tcbInfo.json": "tcb_info", "tdx/sample_qeIdentity.json": "qe_identity"}
+PINNED = {"nitro/nitro_root.pem": "nitro"}
+OURS = {"README.md", "tpm/exchange.json"}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains_without_a_report_are_valid(name):
+    chain, root, issuer = CHAINS[name]
+    given = load_certificates((VECTORS / name).read_bytes(), name)[:1]
+    given += load_certificates((VECTORS / chain).read_bytes(), chain)
+    path = [one for i, one in enumerate(given) if one not in given[:i]]
+    at = datetime(2025, 6, 19, tzinfo=UTC)
+    assert verify_chain(path, roots(root), now=at, check=Check("chain")) > at
+    assert issuer in {names(one.subject) for one in path}
+    (other,) = {"amd-turin", "amd-milan"} - {root}
+    with pytest.raises(AttestationError, match="issuer: expected"):
+        verify_chain(path, roots(other), now=at, check=Check("chain"))
+
+
+def names(name):
+    return name.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_of_collateral_are_recognised(name):
+    given = Collateral.load([VECTORS / name])
+    assert (list(given.documents), given.unused) == ([SHAPES[name]], ())
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_a_root_among_the_vectors_is_the_pinned_one(name):
+    (root,) = load_certificates((VECTORS / name).read_bytes(), name)
+    assert [fingerprint(root)] == [fingerprint(one) for one in roots(PINNED[name])]
+
+
+def test_every_file_has_a_verdict_here_and_a_line_in_the_readme():
+    """A vector that is added without a case fails here."""
+    cases = [*GENUINE, *(case for case, _ in REFUSED)]
+    judged = {name for case in cases for name in (case.evidence, *case.collateral)}
+    judged |= {*CHAINS, *(chain for chain, _, _ in CHAINS.values()), *SHAPES, *PINNED}
+    judged |= {f"tpm/{name}.bin" for name in ("quote", "quote_rsassa", "quote_rsapss")}  # test_tpm
+    there = {f"{path.relative_to(VECTORS)}" for path in VECTORS.rglob("*") if path.is_file()}
+    assert there - OURS == judged
+    text = (VECTORS / "README.md").read_text()
+    for name in there - OURS:
+        file = name.rpartition("/")[2]
+        # Some are named together: "-new.der, -legacy.der", "case2..4".
+        assert any(part in text for part in (name, file, *SHORT.get(name, ()))), name
+
+
+SHORT = {
+    "snp/coco_test-vcek-invalid-legacy.der": ("-legacy.der",),
+    "gpu/hopper_cert_chain_case2.txt": ("hopper_cert_chain_case2..4.txt",),
+    "gpu/hopper_cert_chain_case3.txt": ("hopper_cert_chain_case2..4.txt",),
+    "gpu/hopper_cert_chain_case4.txt": ("hopper_cert_chain_case2..4.txt",),
+}
+
+
+def test_the_copies_are_those_that_are_shared():
+    shared = VECTORS.parents[3] / "shared" / "vectors"
+    if not shared.is_dir():
+        pytest.skip("no shared vectors")
+    for path in shared.rglob("*"):
+        if path.is_file() and path.name != "README.md":
+            assert (VECTORS / path.relative_to(shared)).read_bytes() == path.read_bytes(), path

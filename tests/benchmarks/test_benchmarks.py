@@ -14,7 +14,7 @@ import pytest
 
 import cloister.base._native as native
 from attest import cases
-from benchmarks import ROOT, attest, pad_kills
+from benchmarks import ROOT, attest, attested_session, pad_kills
 from benchmarks.__main__ import NAMES, main
 from benchmarks.networks import build
 
@@ -101,6 +101,20 @@ def test_attest(monkeypatch):
     assert found["noise"]["tried"] > 10
     assert attest.faults(found) == 0
     assert attest.faults({**found, "unnoticed": 1}) == 1
+
+
+def test_attested_session(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    found = attested_session.measure(repeats=2, mib=2)
+    assert set(found["handshake_ms"]) == {"verifier", "prover"}
+    assert {"sev-snp", "tdx", "sgx", "nitro"} <= set(found["verify_ms"])
+    assert [row["bytes"] for row in found["records"]] == [4096, 1 << 20, 2 << 20]
+    good = {**found, "handshake_ms": {"verifier": 4.9, "prover": 1.0}}
+    good["records"] = [{"bytes": 1, "seal_gb_s": 1.1, "open_gb_s": 1.1}]
+    assert attested_session.faults(good) == 0
+    good["handshake_ms"]["prover"] = 5.1
+    good["records"][0]["open_gb_s"] = 0.9
+    assert attested_session.faults(good) == 2
 
 
 def test_audit_models(data, tmp_path):

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from bundle.bundles import KEY, SIGNER, VENDOR, module, sealed
 from cloister.attest.clock import Clock
+from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.attest.simulated import SimulatedAttester, SimulatedMachine
 from cloister.base import files
 from cloister.base.rng import InsecureSeededRandom, SystemRandom
@@ -33,6 +34,15 @@ MACHINE = SimulatedMachine(CODE, CHIP)
 BEGIN = datetime(2026, 5, 1, tzinfo=UTC)
 MACHINE_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(2, 34)))
 POLICY = f'[insecure-simulated]\nmeasurements = ["{CODE}"]\n'
+
+
+def manifest_for(ticket, **changed):
+    """A runtime that was started for a ticket."""
+    made = RuntimeManifest(
+        "1.0", ("python", "-m", "cloister"), bundle=ticket.bundle_id.hex(),
+        vendor=ticket.vendor.hex(), license=ticket.license,
+    )  # fmt: skip
+    return replace(made, **changed)
 
 
 @dataclass
@@ -120,16 +130,16 @@ class Vendor:
         return SimulatedAttester(self.folder / "machine.pem", machine)
 
     def client(self, url, ticket=None, *, machine=MACHINE, signer=SIGNER, **changed):
+        ticket = ticket or self.ticket()
         given = {
             "vendor": VENDOR,
             "attester": self.attester(machine),
-            "manifest": b"manifest",
+            "manifest": manifest_for(ticket).to_bytes(),
             "meter": METER,
             "rng": SystemRandom(),
             "retry_for_s": 0.0,
         } | changed
-        data = (ticket or self.ticket()).signed_by(signer)
-        return BrokerClient(url, data, **given)
+        return BrokerClient(url, ticket.signed_by(signer), **given)
 
     def ledger(self):
         return read_ledger(self.broker / "releases.sqlite")

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from broker.brokers import BEGIN, CHIP, CODE, MACHINE, METER, SetTime, Vendor
+from broker.brokers import BEGIN, CHIP, CODE, MACHINE, METER, SetTime, Vendor, manifest_for
 from bundle.bundles import FOREIGN_SIGNER, KEY, SIGNER, VENDOR
 from cloister.broker.lease_counter import LeaseCounter
 from cloister.broker.release_ledger import LicenseTerms, changing, record_terms
@@ -164,6 +164,20 @@ def test_a_runtime_proves_itself_to_the_broker_of_its_ticket_alone(vendor, tmp_p
     assert refusals(other)[0] == {}
     with pytest.raises(TicketError, match="names no broker"):
         vendor.client(service.url, vendor.ticket(broker=None))
+
+
+@pytest.mark.parametrize(("manifest", "text"), [
+    (lambda ticket: manifest_for(ticket, bundle="00" * 16), "manifest: bundle: expected"),
+    (lambda ticket: manifest_for(ticket, license="other"), "manifest: license: expected clinic"),
+    (lambda ticket: manifest_for(ticket, environment={"LD_PRELOAD": "x"}), "found LD_PRELOAD"),
+])  # fmt: skip
+def test_a_runtime_that_was_started_for_something_else_gets_nothing(vendor, manifest, text):
+    with pytest.raises((ReleaseError, AttestationError), match=text):
+        release(vendor, manifest=manifest(vendor.ticket()).to_bytes())
+    with pytest.raises(AttestationError, match="manifest"):
+        release(vendor, manifest=b"{}")
+    assert refusals(vendor)[0] == {"runtime": 2}
+    assert vendor.releases() == []
 
 
 def test_a_revoked_licence_gets_nothing_more(vendor):

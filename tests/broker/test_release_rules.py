@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from attest.cases import GENUINE, LENIENT
-from broker.brokers import BEGIN, METER
+from broker.brokers import BEGIN, METER, manifest_for
 from bundle.bundles import VENDOR
 from cloister.attest.appraisal import appraise
 from cloister.attest.verify import verify
@@ -39,8 +39,8 @@ TICKET = Ticket(
     counter=CounterRule(CounterKind.LEASE, BROKER),
 )
 GOOD = ReleaseRequest(
-    TICKET, Machine("sev-snp", "ab", "c1"), relayable=False, meter=METER, broker=BROKER,
-    now=BEGIN + timedelta(hours=1),
+    TICKET, Machine("sev-snp", "ab", "c1"), manifest_for(TICKET), relayable=False, meter=METER,
+    broker=BROKER, now=BEGIN + timedelta(hours=1),
     standing=Standing(
         LicenseTerms(chips=2, meters=2), has_bundle=True, chips=1, has_chip=False, meters=1,
         has_meter=False, releases=RELEASES_AN_HOUR - 1,
@@ -52,8 +52,16 @@ def standing(**changed):
     return {"standing": replace(GOOD.standing, **changed)}
 
 
+def started(**changed):
+    return {"manifest": manifest_for(TICKET, **changed)}
+
+
 BAD = [
     (RefusalKind.EVIDENCE, {"relayable": True}, "can be relayed"),
+    (RefusalKind.RUNTIME, started(bundle="00" * 16), "manifest: bundle: expected 6262.*found 00"),
+    (RefusalKind.RUNTIME, started(vendor="00" * 32), "manifest: vendor: expected"),
+    (RefusalKind.RUNTIME, started(license="other"), "manifest: license: expected clinic"),
+    (RefusalKind.RUNTIME, started(license=""), "found none"),
     (RefusalKind.BROKER, {"broker": b"d" * 32}, "ticket: broker: expected 6464.*, found 6363"),
     (RefusalKind.BROKER, {"ticket": replace(TICKET, broker=None)}, "found none"),
     (RefusalKind.TIME, {"now": BEGIN - timedelta(seconds=1)}, "is not valid before"),

@@ -1,5 +1,6 @@
 """`cloister attest` as people use it, on real evidence."""
 
+import hashlib
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from attest.cases import VECTORS
+from attest.tpm_server import answering, recorded
 
 QUOTE = VECTORS / "tdx" / "tdx_quote"
 GIVEN = ("--collateral", VECTORS / "tdx" / "tdx_quote_collateral.json")
@@ -47,6 +49,23 @@ def test_without_a_policy_the_verdict_is_not_that_it_is_trusted(cloister):
     assert "not checked  TCB: no TCB information" in ran.out
 
 
+def test_a_runtimes_manifest_is_compared(cloister, policy, tmp_path):
+    manifest = tmp_path / "manifest.json"
+    manifest.write_bytes(b"{}")
+    digest = hashlib.sha256(b"{}").hexdigest()
+    asks = policy("[runtime]", f'manifests = ["{digest}"]')
+    arguments = ("attest", "verify", QUOTE, *GIVEN, *NOW, "--policy", asks)
+    ran = cloister(*arguments, "--manifest", manifest)
+    assert ran.code == 0
+    assert "passed       manifest" in ran.out
+    ran = cloister(*arguments)
+    assert ran.code == 3
+    assert "manifest: expected the runtime's manifest, found none" in ran.err
+    manifest.write_bytes(b"{ }")
+    ran = cloister(*arguments, "--manifest", manifest)
+    assert (ran.code, "failed       manifest" in ran.out) == (3, True)
+
+
 def test_a_quote_of_other_code_is_refused_by_name(cloister, policy):
     ran = cloister("attest", "verify", QUOTE, *GIVEN, *NOW, "--policy", policy(mrtd="00" * 48))
     assert ran.code == 3
@@ -79,10 +98,15 @@ def test_json_says_everything_also_of_what_is_refused(cloister, policy):
     found = json.loads(ran.out)
     assert (ran.code, found["verdict"], found["hardware_rooted"]) == (0, "accepted", True)
     assert found["claims"]["tcb_status"] == "UpToDate"
-    ran = cloister(*arguments, "--report-data", "00")
+    ran = cloister(*arguments, "--report-data", data[:-2] + "21")
     found = json.loads(ran.out)
     assert (ran.code, found["verdict"]) == (3, "refused")
-    assert found["refused"].startswith("report data: expected 00")
+    assert found["refused"].startswith("report data: expected 9a9d48")
+    # What is short is not filled up.
+    ran = cloister(*arguments, "--report-data", data[:64])
+    found = json.loads(ran.out)
+    assert (ran.code, found["verdict"]) == (3, "refused")
+    assert found["refused"].startswith("report data: number of bytes: expected 32, found 64")
 
 
 def test_evidence_that_cannot_be_verified_has_failed_as_a_whole(cloister, tmp_path):
@@ -117,6 +141,7 @@ def test_files_that_are_not_recognised_are_named(cloister, tmp_path):
         ((QUOTE, "--now", "soon"), "--now soon: must be such as"),
         ((QUOTE, "--now", "2025-06-19T12:00"), "has no time zone; add Z"),
         ((QUOTE, "--report-data", "00"), "--report-data: goes with --policy"),
+        ((QUOTE, "--manifest", QUOTE), "--manifest: goes with --policy"),
         ((QUOTE, "--policy", "missing.toml"), "missing.toml: no such file"),
     ],
 )
@@ -149,6 +174,10 @@ def test_this_machine_and_a_simulated_one(cloister, tmp_path):
     (tmp_path / "key.pem").write_bytes(key)
     simulated = ("--insecure-simulated", tmp_path / "key.pem")
     ran = cloister("attest", "show", "--out", out, "--report-data", "00ff", *simulated)
+    assert (ran.code, out.exists()) == (2, False)
+    assert "--report-data: has 2 bytes, of 64; machines fill up what is short" in ran.err
+    asked = ("--report-data", "00ff" + "00" * 62)
+    ran = cloister("attest", "show", "--out", out, *asked, *simulated)
     assert "insecure-simulated" in ran.out
     ran = cloister("attest", "verify", out, "--json")
     found = json.loads(ran.out)
@@ -159,3 +188,19 @@ def test_this_machine_and_a_simulated_one(cloister, tmp_path):
     assert (ran.code, "is no Ed25519 key in PEM" in ran.err) == (2, True)
     ran = cloister("attest", "show", "--report-data", "00")
     assert (ran.code, "--report-data: goes with --out" in ran.err) == (2, True)
+
+
+def test_a_tpm_by_its_socket(cloister, tmp_path):
+    asked = ("--out", tmp_path / "quote", "--report-data", bytes(range(64)).hex())
+    with answering(tmp_path, recorded("evidence")) as tpm:
+        ran = cloister("attest", "show", "--tpm", tpm.path, *asked)
+    assert ran.code == 0
+    assert "a TPM proves how the machine started, not what reads its memory" in ran.out
+    assert (tmp_path / "quote").read_bytes() == (VECTORS / "tpm" / "quote.bin").read_bytes()
+    ran = cloister("attest", "verify", tmp_path / "quote", "--json")
+    found = json.loads(ran.out)
+    assert (found["format"], found["rooted"], found["hardware_rooted"]) == (
+        "tpm",
+        "software",
+        False,
+    )

@@ -101,7 +101,7 @@ def test_a_machine_runs_a_bundle_that_the_caller_cannot_open(cloister, played):
         vendor = ("--vendor", "vendor/vendor.pub")
         ran = cloister("run", "digits.bundle", "digits", *vendor, *where)
         for one, other in zip(values(ran), wanted, strict=True):
-            np.testing.assert_allclose(*[list(v.values())[0] for v in (one, other)], atol=0.1)
+            np.testing.assert_allclose(*[next(iter(v.values())) for v in (one, other)], atol=0.1)
         assert json.loads(ran.out)["report"]["queries_left"] == 10
         refused = cloister("run", "digits.bundle", "digits", *vendor, *where, "--key", "k")
         assert "--key: is decided by the operator" in refused.err

@@ -288,6 +288,31 @@ def test_commands_and_python_of_the_page_on_encrypted_prediction_run(tmp_path):
     assert int(re.fullmatch(r"297 answers, (\d+) right", right)[1]) > 180
 
 
+def test_commands_and_python_of_the_page_on_a_trusted_side_elsewhere_run(tmp_path):
+    """The blocks as they stand, at a free port."""
+    page = "docs/tutorials/trusted-side-elsewhere.md"
+    shutil.copy(ROOT / "src/cloister/examples/digits.onnx", tmp_path)
+    shutil.copytree(ROOT / "examples/digits", tmp_path / "digits")
+    *blocks, refused = _blocks(page, "sh")
+    (code,) = _blocks(page, "python")
+    environment = _with_commands(tmp_path)
+    command = f"{shlex.quote(sys.executable)} -P -m cloister"  # it starts itself anew
+    (tmp_path / "bin" / "cloister").write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    script = "".join((*blocks, "python -W error elsewhere.py\n", refused))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = f":{free.getsockname()[1]}"
+    (tmp_path / "elsewhere.py").write_text(code.replace(":8443", port))
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"set -e; trap 'kill $!; wait' EXIT; {script.replace(':8443', port)}"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "ran on another machine: insecure-simulated evidence accepted" in done.stdout
+    assert "hardware rooted: no" in done.stdout
+    assert done.stdout.splitlines()[-3:] == ["insecure-simulated False", "True", "3"]
+    assert re.search(r"error: measurement: expected ff00+, found 0+; the policy's", done.stderr)
+
+
 def _blocks(document, language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 

@@ -21,7 +21,7 @@ from cloister.attest.policy import (
 from cloister.attest.verified_evidence import Format, Revocation, VerifiedEvidence
 from cloister.errors import AttestationError
 
-REPORT_DATA_BYTES = 64
+HALF_BYTES = 32
 LAUNCH_FIELDS: Mapping[Format, tuple[str, Callable[..., "hashlib._Hash"]]] = {
     Format.SEV_SNP: ("host_data", hashlib.sha256),
     Format.TDX: ("mrconfigid", hashlib.sha384),
@@ -110,10 +110,12 @@ def _compare_report_data(
         return
     with check.step("report data"):
         found = evidence.report_data
-        if evidence.format in (Format.SEV_SNP, Format.TDX, Format.SGX):
-            expected = expected.ljust(REPORT_DATA_BYTES, b"\0")
         if section[REPORT_DATA] == FIRST_32:
-            found, expected = found[:32], expected[:32]
+            found, expected = found[:HALF_BYTES], expected[:HALF_BYTES]
+        require_equal(
+            "report data: number of bytes", len(found), len(expected),
+            remedy="say every byte that the machine was asked to bind, also the zeros",
+        )  # fmt: skip
         require_equal(
             "report data", found, expected,
             remedy="the evidence was made for another conversation",
@@ -151,6 +153,8 @@ def _expected(rule: Rule, wanted: object) -> object:
         return "false"
     if rule.compare is Compare.AT_MOST:
         return f"at most {wanted}"
+    if rule.compare is Compare.BITS:
+        return f"bits {wanted:#x}"
     least = rule.compare in (Compare.AT_LEAST, Compare.LEVELS)
     return f"at least {wanted}" if least else wanted
 
@@ -169,6 +173,8 @@ def _holds(compare: Compare, found: object, wanted: object) -> bool:
             return found >= wanted
         case Compare.AT_MOST, int(), int():
             return found <= wanted
+        case Compare.BITS, int(), int():
+            return found & wanted == wanted
         case Compare.LEVELS, dict(), dict():
             return set(wanted) <= set(found) and all(found[n] >= wanted[n] for n in wanted)
     raise AttestationError("policy: a field cannot be compared with its claim")
@@ -237,8 +243,9 @@ def _compare_launch(
 ) -> None:
     name, digest_of = LAUNCH_FIELDS.get(evidence.format, ("", hashlib.sha256))
     found = evidence.claims.get(name)
-    if section.get(name) is not None:
-        check.leave("launch", f"the policy pins {name} itself")
+    pins = next((one.name for one in RULES[evidence.format] if one.claims == (name,)), "")
+    if section.get(pins) is not None:
+        check.leave("launch", f"the policy's field {pins} decides")
     elif isinstance(found, bytes) and any(found):
         with check.step("launch"):
             require_equal(

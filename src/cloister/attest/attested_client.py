@@ -35,6 +35,7 @@ from cloister.wire.https.https_client import (
     RETRY_FOR_S,
     CertificateDigest,
     HttpsClient,
+    InsecureAnyCertificate,
 )
 
 CLOSE_RETRY_S = 0.0
@@ -68,8 +69,9 @@ class AttestedClient:
         Raises   AttestationError when the evidence is refused, by either side; InputError for an
                  address that is none; `unavailable`
         """
+        pin = InsecureAnyCertificate() if certificate is None else CertificateDigest(certificate)
         self._https = HttpsClient(
-            url, certificate=CertificateDigest(certificate), timeout_s=timeout_s,
+            url, certificate=pin, timeout_s=timeout_s,
             retry_for_s=retry_for_s, unavailable=unavailable,
         )  # fmt: skip
         self._url, self._reattest_s = url, reattest_s
@@ -104,7 +106,8 @@ class AttestedClient:
         """
         with self._lock:
             old = time.monotonic() - self._proved_at
-            if self._due or (self._reattest_s is not None and old > self._reattest_s):
+            late = self._reattest_s is not None and old > self._reattest_s
+            if late or self._due or self.channel.expired:
                 self.reattest()
             return self._call(operation, fields, tensors)
 

@@ -1,6 +1,5 @@
 """One caller's conversation at a service: its records, in order, each answered once."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,11 +18,10 @@ from cloister.attest.sealed_messages import (
     encode_answer,
     encode_error,
 )
-from cloister.errors import AttestationError, CloisterError, ProtocolError
+from cloister.errors import AttestationError, ChannelClosedError, CloisterError, ProtocolError
+from cloister.wire.https.admission import QuietLog
 from cloister.wire.https.bodies import Body
 from cloister.wire.https.connection import described
-
-_log = logging.getLogger("cloister.attest")
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,16 @@ class AttestedConversation:
         *,
         closed: Callable[[AttestedChannel], None],
         reattest_s: float | None,
+        log: QuietLog,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.channel, self._make, self._closed = channel, operations, closed
         self._operations: Mapping[str, Operation] | None = None
-        self._reattest_s = reattest_s
+        self._reattest_s, self._log = reattest_s, log
         self._last, self._answer = b"", bytearray()
-        self.confirmed = False
         self._lock = threading.Lock()
-        self.used_at = self._proved_at = time.monotonic()
+        self._clock = clock
+        self.used_at = self._proved_at = clock()
 
     @property
     def idle(self) -> bool:
@@ -80,9 +80,8 @@ class AttestedConversation:
         Raises   AttestationError
         """
         with self._lock:
-            if not self.confirmed:
+            if not self.channel.confirmed:
                 self.channel.confirm(record)
-                self.confirmed = True
 
     def begin(self) -> None:
         """Make the operations, once: the caller has shown that it has the keys."""
@@ -93,7 +92,7 @@ class AttestedConversation:
     def exchange(self, record: memoryview) -> bytearray:
         """The sealed answer to a sealed call.
 
-        Raises   ChannelClosedError, VerificationError, ProtocolError: the channel has ended
+        Raises   ChannelClosedError, in words that may cross the wire unsealed
         """
         with self._lock:
             try:
@@ -105,10 +104,23 @@ class AttestedConversation:
                 self._answer = self.channel.seal(self._call(plaintext))
                 self._last = name
                 return self._answer
+            except CloisterError as error:
+                self.channel.end(str(error))
+                if not isinstance(error, ChannelClosedError):
+                    self._log.line(f"a conversation has ended: {error}")
+                raise ChannelClosedError(
+                    "the conversation has ended; begin a new one (the service's log says why)"
+                ) from None
             finally:
-                self.used_at = time.monotonic()
+                self.used_at = self._clock()
                 if self.ended:
                     self._release()
+
+    def forget(self) -> None:
+        """Let go of the latest answer, unless a call is in flight; it cannot be sent again."""
+        if self._lock.acquire(blocking=False):
+            self._last, self._answer = b"", bytearray()
+            self._lock.release()
 
     def leave(self, why: str) -> None:
         """End it, and let go of what its operations hold; waits for a call in flight."""
@@ -130,7 +142,7 @@ class AttestedConversation:
         except CloisterError as error:
             return encode_error(error, due=self._overdue(0.5))
         except Exception as error:  # noqa: BLE001  (a fault of ours: for the service's log alone)
-            _log.warning("an operation failed: %s", described(error))
+            self._log.line(f"an operation failed: {described(error)}")
             fault = ProtocolError("the service failed on this request; see its log")
             return encode_error(fault, due=False)
 
@@ -154,9 +166,13 @@ class AttestedConversation:
 
     def _overdue(self, part: float) -> bool:
         """Whether this part of the time until fresh evidence has to come has passed."""
-        if self._reattest_s is None or not self.channel.appraises:
+        if not self.channel.appraises:
             return False
-        return time.monotonic() - self._proved_at > part * self._reattest_s
+        if self.channel.expired:
+            return True
+        if self._reattest_s is None:
+            return False
+        return self._clock() - self._proved_at > part * self._reattest_s
 
     def _challenge(self, _: Body) -> Body:
         return Body({}, (as_tensor(self.channel.challenge()),))
@@ -167,5 +183,5 @@ class AttestedConversation:
 
     def _check(self, body: Body) -> Body:
         self.channel.check(body.array(0, np.uint8, 1).tobytes())
-        self._proved_at = time.monotonic()
+        self._proved_at = self._clock()
         return Body()

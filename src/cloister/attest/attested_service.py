@@ -24,7 +24,7 @@ from cloister.errors import (
     ProtocolError,
     ServiceUnavailable,
 )
-from cloister.wire.https.admission import ServerLimits
+from cloister.wire.https.admission import QuietLog, ServerLimits
 from cloister.wire.https.bodies import Body
 from cloister.wire.https.connection import Job, Principal, Route
 from cloister.wire.https.server import HttpsServer
@@ -39,6 +39,8 @@ COPIES = 3
 MAX_CALL_BYTES = 1 << 26
 SWEEP_S = 5.0
 STRANGERS = "strangers"
+CONNECTIONS = ServerLimits(per_caller=4, per_share=8)
+"""A conversation needs one connection, and another when that breaks; no few of them take all."""
 
 
 def transport_token(channel: AttestedChannel) -> str:
@@ -73,17 +75,17 @@ class AttestedService:
         Raises       InputError when the address or the certificate cannot be used
         """
         self._start, self._operations, self._closed = start, operations, closed
-        self._reattest_s = reattest_s
+        self._reattest_s, self._log = reattest_s, QuietLog()
         limits = limits or SessionLimits()
         self._table = SessionTable(limits)
-        self._offers = PendingOffers(limits.half_open, limits.half_open_s)
+        self._offers = PendingOffers(limits.half_open, limits.half_open_s, log=self._log)
         self._max = max_call_bytes + BODY_OVERHEAD_BYTES
         self._server = HttpsServer(
             listen,
             self._admit,
             certificate=folder / CERTIFICATE_FILE,
             private_key=folder / PRIVATE_KEY_FILE,
-            limits=server_limits,
+            limits=server_limits or CONNECTIONS,
         )
         self.url = self._server.url
         self._stop = threading.Event()
@@ -118,7 +120,10 @@ class AttestedService:
         if operation not in known:
             raise FunctionError("a stranger may ask for a handshake alone")
         work = known[operation]
-        return Route(2 * MAX_MESSAGE_BYTES, lambda body: Job(lambda: work(body), lane=STRANGERS))
+        return Route(
+            MAX_MESSAGE_BYTES + BODY_OVERHEAD_BYTES,
+            lambda body: Job(lambda: work(body), lane=STRANGERS),
+        )
 
     def _session_route(self, token: str, found: AttestedConversation, operation: str) -> Route:
         if operation != RECORD:
@@ -129,7 +134,7 @@ class AttestedService:
             if len(body.tensors) > 1:
                 found.confirm(body.array(1, np.uint8, 1).tobytes())
                 self._opened(token, found)
-            if not found.confirmed:
+            if not found.channel.confirmed:
                 raise AttestationError("confirmation: is missing in front of the first record")
             return Body({}, (as_tensor(found.exchange(record)),))
 
@@ -163,7 +168,6 @@ class AttestedService:
 
     def _accepted(self, channel: AttestedChannel) -> None:
         found = self._conversation(channel)
-        found.confirmed = True
         self._opened(transport_token(channel), found)
 
     def _opened(self, token: str, found: AttestedConversation) -> None:
@@ -176,5 +180,6 @@ class AttestedService:
 
     def _conversation(self, channel: AttestedChannel) -> AttestedConversation:
         return AttestedConversation(
-            channel, self._operations, closed=self._closed, reattest_s=self._reattest_s
-        )
+            channel, self._operations, closed=self._closed, reattest_s=self._reattest_s,
+            log=self._log,
+        )  # fmt: skip

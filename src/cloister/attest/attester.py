@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cloister.attest.nsm_attester import NSM, NsmAttester
+from cloister.attest.report_data import require_report_data
+from cloister.attest.tpm_attester import TpmAttester
+from cloister.attest.tpm_commands import DEVICE
 from cloister.attest.verified_evidence import Format
 from cloister.base.rng import Csprng
 from cloister.errors import AttestationError
 
-REPORT_DATA_BYTES = 64
 MAX_BYTES = 1 << 20
 TSM = Path("sys/kernel/config/tsm/report")
 GRAMINE = Path("dev/attestation")
-TPM = Path("dev/tpmrm0")
 _PROVIDERS = {"sev_guest": Format.SEV_SNP, "tdx_guest": Format.TDX}
 
 
@@ -63,7 +65,7 @@ class TsmAttester:
         Every write adds one to the entry's generation. If it is another one afterwards than after
         our own write, somebody else wrote to the entry, and the report may bind his bytes.
         """
-        _require_size(report_data)
+        require_report_data(report_data)
         with _entry(self.folder / f"cloister-{self.rng.random_bytes(8).hex()}") as entry:
             before = _generation(entry)
             _write(entry / "inblob", report_data)
@@ -93,7 +95,7 @@ class GramineAttester:
 
     def evidence(self, report_data: bytes) -> bytes:
         """See Attester."""
-        _require_size(report_data)
+        require_report_data(report_data)
         _write(self.folder / "user_report_data", report_data)
         found = _read(self.folder / "quote")
         if not found:
@@ -101,20 +103,23 @@ class GramineAttester:
         return found
 
 
-def attesters(*, rng: Csprng, root: Path = Path("/")) -> list[Attester]:
-    """The attesters of this machine; `root` is for tests."""
+def attesters(*, rng: Csprng, root: Path = Path("/"), tpm: Path | None = None) -> list[Attester]:
+    """The attesters of this machine, those that say most first.
+
+    root   for tests
+    tpm    another TPM than the kernel's device, such as the socket of a program that plays one
+    """
     found: list[Attester] = []
     folder = root / TSM
     if folder.is_dir() and (provider := _provider(folder, rng)) in _PROVIDERS:
         found.append(TsmAttester(folder, _PROVIDERS[provider], rng))
     if (root / GRAMINE / "user_report_data").exists():
         found.append(GramineAttester(root / GRAMINE))
+    if (root / NSM).exists():
+        found.append(NsmAttester(root / NSM))
+    if tpm is not None or (root / DEVICE).exists():
+        found.append(TpmAttester(root / DEVICE if tpm is None else tpm))
     return found
-
-
-def has_tpm(root: Path = Path("/")) -> bool:
-    """Whether there is a TPM, which proves how the machine started and nothing about its memory."""
-    return (root / TPM).exists()
 
 
 def _provider(folder: Path, rng: Csprng) -> str:
@@ -172,8 +177,3 @@ def _read(path: Path, *, optional: bool = False) -> bytes:
     if len(found) > MAX_BYTES:
         raise AttestationError(f"{path}: gives more than {MAX_BYTES} bytes")
     return found
-
-
-def _require_size(report_data: bytes) -> None:
-    if len(report_data) != REPORT_DATA_BYTES:
-        raise AttestationError(f"report data: has {len(report_data)} bytes, of {REPORT_DATA_BYTES}")

@@ -26,14 +26,14 @@ from cloister.errors import (
 )
 
 NONCE_BYTES = 32
+MAX_REFUSAL_BYTES = 2048
 
 
 class AttestedChannel:
     """One end of a conversation.
 
-    manifest       of the runtime that proved itself
-    context        what the conversation is about, by the offer
-    confirmation   the record by which this end confirms the keys
+    manifest   of the runtime that proved itself
+    context    what the conversation is about, by the offer
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class AttestedChannel:
         mine, theirs = (keys.verifier, keys.prover)[:: 1 if verifies else -1]
         self._out, self._in = RecordStream(mine), RecordStream(theirs)
         self._expected = confirmed
+        self._first = b""
         self._confirmed = False
         self._ended = ""
         self._appraisal: Appraisal | None = None
         self._asked: bytes | None = None
         self._process = this_process()
         self._lock = threading.RLock()
-        self.confirmation = bytes(self._out.seal(RecordType.CONFIRMATION, confirmed))
 
     @property
     def appraisal(self) -> Appraisal:
@@ -83,14 +83,50 @@ class AttestedChannel:
         return isinstance(self._role, Appraiser)
 
     @property
+    def confirmed(self) -> bool:
+        """Whether the other end has shown that it has the keys."""
+        return self._confirmed
+
+    @property
     def ended(self) -> str:
         """Why it has ended; empty while it has not."""
         return self._ended
 
+    @property
+    def expired(self) -> bool:
+        """Whether evidence that the other end gave has expired by now.
+
+        Raises   AttestationError when the clock has stepped back
+        """
+        if self._appraisal is None:
+            return False
+        return self._appraiser().clock.now() > self._appraisal.evidence.not_after
+
+    @property
+    def confirmation(self) -> bytes:
+        """The record by which this end confirms the keys: its first.
+
+        Raises   ChannelClosedError
+        """
+        with self._use():
+            if not self._first:
+                self._first = bytes(self._out.seal(RecordType.CONFIRMATION, self._expected))
+            return self._first
+
+    def refuse(self, error: AttestationError) -> bytes:
+        """End the conversation with a record, in place of the confirmation, that says why."""
+        with self._use():
+            if self._first:
+                raise AttestationError("confirmation: was sent already")
+            why = str(error).encode()[:MAX_REFUSAL_BYTES]
+            self._first = bytes(self._out.seal(RecordType.REFUSAL, why))
+        self.end(str(error))
+        return self._first
+
     def confirm(self, record: bytes) -> None:
         """Open the other end's confirmation; nothing is sealed or opened before.
 
-        Raises   AttestationError
+        Raises   AttestationError, also when the other end refuses the evidence of this one
         """
         with self._use():
             if self._confirmed:
@@ -99,6 +135,9 @@ class AttestedChannel:
                 kind, shown = self._in.open(record)
             except VerificationError as error:
                 raise AttestationError(f"confirmation: {error}") from None
+            if kind is RecordType.REFUSAL and not self.appraises:
+                why = shown.decode(errors="replace")
+                raise AttestationError(f"the other side refuses this side's evidence: {why}")
             right = hmac.compare_digest(shown, self._expected)
             if kind is not RecordType.CONFIRMATION or not right:
                 raise AttestationError("confirmation: the other side saw another handshake")
@@ -209,8 +248,8 @@ class AttestedChannel:
                 # A copy of the process would seal another record under the same nonce.
                 if this_process() != self._process:
                     raise ChannelClosedError("the conversation belongs to another process")
-                if confirmed and not self._confirmed:
-                    raise AttestationError("confirmation: the other side has confirmed no keys yet")
+                if confirmed and not (self._confirmed and self._first):
+                    raise AttestationError("confirmation: the keys are not confirmed yet")
                 yield
             except CloisterError as error:
                 self.end(str(error))

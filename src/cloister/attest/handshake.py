@@ -31,6 +31,7 @@ from cloister.attest.handshake_messages import (
 )
 from cloister.attest.key_schedule import conversation_keys, handshake_key, transcript_hash
 from cloister.attest.record_padding import Padding
+from cloister.base.process_identity import this_process
 from cloister.base.rng import Csprng
 from cloister.errors import AttestationError, InputError
 
@@ -68,6 +69,9 @@ class Verifier:
             appraiser.policy_digest, context,
         )  # fmt: skip
         self._used = False
+        self._process = this_process()
+        self.refusal = b""
+        """After evidence was refused: the record that tells the prover why."""
 
     def offer(self) -> bytes:
         """The message to the prover."""
@@ -80,6 +84,9 @@ class Verifier:
         """
         if self._used:
             raise AttestationError("offer: was answered already; make a new one")
+        # Copies of the process would have the same keys, and repeat nonces under them.
+        if this_process() != self._process:
+            raise AttestationError("offer: was made by another process; make a new one")
         self._used = True
         offer, offered = self.offer(), self._offered
         # (1) The answer's form, and a suite that was offered.
@@ -114,9 +121,14 @@ class Verifier:
         )  # fmt: skip
         channel.confirm(received.confirmation)
         # (5) The machine that has them is one that the policy accepts.
-        channel.accepted(
-            self._appraiser.appraise(evidence, report_data=transcript, manifest=manifest)
-        )
+        try:
+            appraisal = self._appraiser.appraise(
+                evidence, report_data=transcript, manifest=manifest
+            )
+        except AttestationError as error:
+            self.refusal = channel.refuse(error)
+            raise
+        channel.accepted(appraisal)
         return channel
 
 

@@ -19,9 +19,10 @@ from cloister.attest.certificates import (
     roots,
     verify_chain,
 )
-from cloister.attest.check_tree import Check, require_equal
+from cloister.attest.check_tree import Check, refused, require_equal
 from cloister.attest.collateral import Collateral, SignedDocument
 from cloister.attest.event_log import replay
+from cloister.attest.fields import Fields
 from cloister.attest.intel_quote import TDX15_BODY, Quote, parse
 from cloister.attest.intel_tcb import (
     IntelDocument,
@@ -37,6 +38,19 @@ from cloister.errors import AttestationError
 
 ROOTS = "intel"
 _DOCUMENTS = {"tcb_info": "TCB information", "qe_identity": "identity of the quoting enclave"}
+_QE_SIGNERS = {
+    False: (bytes.fromhex("8c4f5775d796503e96137f77c68a829a0056ac8ded70140b081b094490c57bff"), 1),
+    True: (bytes.fromhex("dc9e2a7c6f948f17474e34a7fc43ed030f7c1563f1babddf6340c82e0e54a8c5"), 2),
+}
+"""Who signed Intel's quoting enclave, and its product number: of SGX, and of TDX."""
+_INIT, _DEBUG = 1, 2
+_TD_ATTRIBUTES = {
+    "icssd": 16, "lass": 27, "septve_disabled": 28, "migratable": 29, "protection_keys": 30,
+    "key_locker": 31, "tpa": 62, "perfmon": 63,
+}  # fmt: skip
+_TD_DEBUG_GROUP = 0xFF
+_KNOWN_TD_ATTRIBUTES = _TD_DEBUG_GROUP | sum(1 << bit for bit in _TD_ATTRIBUTES.values())
+_PCK_NAME = "SGX PCK Certificate"
 _TDX_REGISTERS = ("rtmr0", "rtmr1", "rtmr2", "rtmr3")
 
 
@@ -54,6 +68,8 @@ def verify(data: bytes, collateral: Collateral, *, now: datetime, check: Check) 
     )  # fmt: skip
     with check.step("form"):
         quote = parse(data)
+        if quote.is_tdx:
+            _require_module(quote.body)
     pinned = roots(ROOTS)
     chain = load_chain(quote.pck_chain.rstrip(b"\0"), pinned, f"{quote.what}: PCK chain")
     with check.step("certificate chain") as step:
@@ -62,11 +78,17 @@ def verify(data: bytes, collateral: Collateral, *, now: datetime, check: Check) 
     with check.step("quoting enclave"):
         # Intel's other certificates have no such extension, and make no quote.
         platform = platform_tcb(pck)
+        if _PCK_NAME not in named(pck):
+            raise refused(
+                f"certificate {named(pck)}: name", expected=_PCK_NAME, found=named(pck),
+                remedy="Intel did not issue it for quotes",
+            )  # fmt: skip
         key = require_p(pck.public_key(), ec.SECP256R1, f"certificate {named(pck)}")
         _verify(
             key, quote.qe_signature, quote.qe_report.data,
             f"{quote.what}: the report of the quoting enclave is not signed by its platform",
         )  # fmt: skip
+        _require_quoting_enclave(quote)
     with check.step("attestation key"):
         require_equal(
             f"{quote.what}: digest of the attestation key",
@@ -97,6 +119,37 @@ def verify(data: bytes, collateral: Collateral, *, now: datetime, check: Check) 
         {"quote_version": quote.version, "trailing_bytes": quote.trailing, **claims},
         Rooted.HARDWARE, False, revocation, not_after, check,
     )  # fmt: skip
+
+
+def _require_module(body: Fields) -> None:
+    """Refuse a TDX module that is not Intel's or is debugged, and attributes without a meaning."""
+    require_equal(
+        "TDX quote: signer of the TDX module", body.raw(64, 48), bytes(48),
+        remedy="it is not Intel's own",
+    )  # fmt: skip
+    require_equal(
+        "TDX quote: attributes of the TDX module", body.raw(112, 8), bytes(8),
+        remedy="it does not run as Intel's own does",
+    )  # fmt: skip
+    if body.number(120, 8) & ~_KNOWN_TD_ATTRIBUTES:
+        raise AttestationError("TDX quote: TD attributes have bits that this version does not know")
+
+
+def _require_quoting_enclave(quote: Quote) -> None:
+    """Refuse a quoting enclave that is not Intel's, or that is debugged.
+
+    Its identity, which Intel signs, says more (`evaluate`); this holds also where it is not given.
+    """
+    report, what = quote.qe_report, "quoting enclave"
+    signer, product = _QE_SIGNERS[quote.is_tdx]
+    require_equal(f"{what}: signer", report.raw(128, 32), signer, remedy="it is not Intel's")
+    require_equal(f"{what}: product", report.number(256, 2), product, remedy="it is not Intel's")
+    flags = report.number(48, 8)
+    if flags & (_INIT | _DEBUG) != _INIT:
+        raise refused(
+            f"{what}: attributes", expected="initialised, not debugged", found=f"{flags:#x}",
+            remedy="who debugs it can have it sign anything",
+        )  # fmt: skip
 
 
 def _point(key: bytes) -> ec.EllipticCurvePublicKey:
@@ -158,23 +211,25 @@ def _tcb(
     check: Check,
 ) -> tuple[TcbLevel | None, datetime]:
     """The platform's TCB level, if Intel's documents are given."""
-    missing = [what for kind, what in _DOCUMENTS.items() if not collateral.documents.get(kind)]
-    if missing:
-        check.leave("TCB", f"no {' and no '.join(missing)} is given")
-        return None, not_after
     with check.step("TCB") as step:
         read: dict[str, IntelDocument] = {}
+        # A document that is there is judged, also where the other one is missing.
         for kind, what in _DOCUMENTS.items():
-            documents = collateral.documents[kind]
+            documents = collateral.documents.get(kind, ())
             if len(documents) > 1:
                 raise AttestationError(f"{what}: is given {len(documents)} times; give one")
-            with step.step(what) as part:
-                ends = _verify_document(documents[0], what, collateral, now, part)
-                read[kind] = read_document(documents[0].data, what, now=now)
-                not_after = min(not_after, ends, read[kind].not_after)
-        level = evaluate(quote, platform, read["tcb_info"], read["qe_identity"])
-        step.detail = f"{level.status}, {level.date}"
-    return level, not_after
+            for document in documents:
+                with step.step(what) as part:
+                    ends = _verify_document(document, what, collateral, now, part)
+                    read[kind] = read_document(document.data, what, now=now)
+                    not_after = min(not_after, ends, read[kind].not_after)
+        level = evaluate(quote, platform, read.get("tcb_info"), read.get("qe_identity"))
+        if level is not None:
+            step.detail = f"{level.status}, {level.date}"
+            return level, not_after
+    missing = [what for kind, what in _DOCUMENTS.items() if kind not in read]
+    check.leave("TCB", f"no {' and no '.join(missing)} is given")
+    return None, not_after
 
 
 def _verify_document(
@@ -231,11 +286,10 @@ def _tdx_claims(quote: Quote) -> dict[str, object]:
         "xfam": body.raw(128, 8),
         "tee_tcb_svn": body.raw(0, 16),
         # The whole group "TD under debug": only its first bit has a meaning yet.
-        "debug": bool(flags & 0xFF),
-        "migratable": bool(flags >> 29 & 1),
-        "septve_enabled": not flags >> 28 & 1,
-        "perfmon": bool(flags >> 63 & 1),
+        "debug": bool(flags & _TD_DEBUG_GROUP),
+        **{name: bool(flags >> bit & 1) for name, bit in _TD_ATTRIBUTES.items()},
     }
+    claims["septve_enabled"] = not claims.pop("septve_disabled")
     if len(body.data) == TDX15_BODY:
         claims["tee_tcb_svn_2"] = body.raw(584, 16)
         claims["mrservicetd"] = body.raw(600, 48)

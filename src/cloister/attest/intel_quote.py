@@ -15,7 +15,8 @@ ECDSA_P256 = 2
 INTEL_QE_VENDOR = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 SGX_BODY, TDX_BODY, TDX15_BODY = 384, 584, 648
 _V5_BODIES = {1: (SGX_TYPE, SGX_BODY), 2: (TDX_TYPE, TDX_BODY), 3: (TDX_TYPE, TDX15_BODY)}
-_PCK_CHAIN = 5
+_PCK_CHAIN, _QE_REPORT = 5, 6
+_SGX_GAPS = ((20, 32), (96, 128), (160, 192), (262, 304))
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ def parse(data: bytes) -> Quote:
                 found=(kind, size, tee), remedy="this version does not know it",
             )  # fmt: skip
         at += 6
+    if tee == SGX_TYPE:
+        _require_gaps(Fields(head.raw(at, size), "SGX quote"))
     end = at + size
     body = Fields(head.raw(at, size), "TDX quote" if tee == TDX_TYPE else "SGX quote")
     length = head.number(end, 4)
@@ -119,7 +122,9 @@ def _certified(block: Fields, version: int) -> tuple[Fields, bytes, bytes, bytes
     """Report of the quoting enclave, its signature, its data, and the PCK chain."""
     inner, at = block, 128
     if version > 3:
+        _require_kind(block.number(128, 2), _QE_REPORT)
         size = block.number(130, 4)
+        _require_end(block, 134 + size)
         inner, at = Fields(block.raw(134, size), "quote's certification data"), 0
     report = Fields(inner.raw(at, SGX_BODY), "report of the quoting enclave")
     signature = inner.raw(at + SGX_BODY, 64)
@@ -128,7 +133,23 @@ def _certified(block: Fields, version: int) -> tuple[Fields, bytes, bytes, bytes
     at += 2 + len(auth)
     _require_kind(inner.number(at, 2), _PCK_CHAIN)
     chain = inner.raw(at + 6, inner.number(at + 2, 4))
+    _require_end(inner, at + 6 + len(chain))
+    _require_gaps(report)
     return report, signature, auth, chain
+
+
+def _require_gaps(report: Fields) -> None:
+    """Refuse a report of an enclave that says something in bytes that have no meaning yet."""
+    for begin, end in _SGX_GAPS:
+        report.require_zeros(begin, end)
+
+
+def _require_end(fields: Fields, end: int) -> None:
+    """Refuse bytes behind a part that its own length covers."""
+    require_equal(
+        "Intel quote: bytes of certification data", len(fields.data), end,
+        remedy="it was changed; nobody signs these bytes",
+    )  # fmt: skip
 
 
 def _require_kind(found: int, expected: int) -> None:

@@ -6,7 +6,7 @@ Source   Intel SGX and TDX Provisioning Certification Service API v4, "Get TCB I
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -15,7 +15,7 @@ from cryptography import x509
 
 from cloister.attest import der
 from cloister.attest.check_tree import refused, require_equal
-from cloister.attest.intel_quote import Quote
+from cloister.attest.intel_quote import TDX15_BODY, Quote
 from cloister.base.reading import parsing
 from cloister.errors import AttestationError
 
@@ -34,6 +34,8 @@ class TcbStatus(StrEnum):
     CONFIGURATION_AND_SW_HARDENING = "ConfigurationAndSWHardeningNeeded"
     OUT_OF_DATE = "OutOfDate"
     OUT_OF_DATE_CONFIGURATION = "OutOfDateConfigurationNeeded"
+    TD_RELAUNCH = "TDRelaunchAdvised"
+    TD_RELAUNCH_CONFIGURATION = "TDRelaunchAdvisedConfigurationNeeded"
     REVOKED = "Revoked"
 
 
@@ -41,6 +43,7 @@ _NEEDS_CONFIGURATION = {
     TcbStatus.CONFIGURATION,
     TcbStatus.CONFIGURATION_AND_SW_HARDENING,
     TcbStatus.OUT_OF_DATE_CONFIGURATION,
+    TcbStatus.TD_RELAUNCH_CONFIGURATION,
 }
 _OLD = {TcbStatus.OUT_OF_DATE, TcbStatus.OUT_OF_DATE_CONFIGURATION}
 
@@ -59,6 +62,7 @@ class TcbLevel:
         if TcbStatus.REVOKED in (status, part.status):
             status = TcbStatus.REVOKED
         elif part.status in _OLD:
+            # Also of a platform of which only a relaunch was advised: a part of it is old now.
             needs = status in _NEEDS_CONFIGURATION
             status = TcbStatus.OUT_OF_DATE_CONFIGURATION if needs else TcbStatus.OUT_OF_DATE
         both = dict.fromkeys((*self.advisories, *part.advisories))
@@ -162,18 +166,23 @@ def _time(text: str) -> datetime:
 
 
 def evaluate(
-    quote: Quote, platform: PlatformTcb, tcb_info: IntelDocument, qe_identity: IntelDocument
-) -> TcbLevel:
-    """The TCB level of the platform that a quote is of.
+    quote: Quote,
+    platform: PlatformTcb,
+    tcb_info: IntelDocument | None,
+    qe_identity: IntelDocument | None,
+) -> TcbLevel | None:
+    """The TCB level of the platform that a quote is of; None where a document is missing.
 
     Raises   AttestationError for collateral of another platform, and where no level fits
     """
-    with parsing("TCB information: is damaged", kind=AttestationError):
-        level = _platform_level(quote, platform, tcb_info.fields)
-        if quote.is_tdx:
-            level = _with_module(quote, level, tcb_info.fields)
-    with parsing("identity of the quoting enclave: is damaged", kind=AttestationError):
-        return level.with_part(_qe_level(quote, qe_identity.fields))
+    level = part = None
+    if tcb_info is not None:
+        with parsing("TCB information: is damaged", kind=AttestationError):
+            level = _platform_level(quote, platform, tcb_info.fields)
+    if qe_identity is not None:
+        with parsing("identity of the quoting enclave: is damaged", kind=AttestationError):
+            part = _qe_level(quote, qe_identity.fields)
+    return None if level is None or part is None else level.with_part(part)
 
 
 def _platform_level(quote: Quote, platform: PlatformTcb, info: Mapping[str, Any]) -> TcbLevel:
@@ -183,28 +192,67 @@ def _platform_level(quote: Quote, platform: PlatformTcb, info: Mapping[str, Any]
             "TCB information: kind and version", expected=(kind, versions[-1]),
             found=(info.get("id"), info["version"]), remedy="fetch that of this TEE",
         )  # fmt: skip
+    require_equal(
+        "TCB information: type", info.get("tcbType", 0), 0, remedy="this version does not know it"
+    )
     for name, own in (("fmspc", platform.fmspc), ("pceId", platform.pceid)):
         require_equal(
             f"TCB information: {name}", bytes.fromhex(info[name]), own,
             remedy="it is of another platform; fetch this one's",
         )  # fmt: skip
+    fitting = [level for level in info["tcbLevels"] if _fits(platform, level["tcb"])]
+    if not quote.is_tdx:
+        return _level(_first(fitting))
     tee = quote.body.raw(0, COMPONENTS)
-    # From TDX 1.5 on the module's own version has an identity of its own (`_with_module`).
-    first = 2 if quote.is_tdx and tee[1] else 0
-    for level in info["tcbLevels"]:
-        tcb = level["tcb"]
-        needed = _components(tcb, "sgxtcbcomponents", "sgxtcbcomp")
-        fits = all(own >= low for own, low in zip(platform.components, needed, strict=True))
-        if fits and platform.pcesvn >= tcb["pcesvn"]:
-            if quote.is_tdx:
-                low = _components(tcb, "tdxtcbcomponents", "")
-                if not all(tee[i] >= low[i] for i in range(first, COMPONENTS)):
-                    continue
-            return _level(level)
-    raise AttestationError(
-        "TCB information: no level fits this platform, whose microcode or firmware is older than "
-        "any that Intel lists; update it"
-    )
+    level = _level(_first([one for one in fitting if _fits_tdx(tee, one["tcb"])]))
+    module = _module_level(quote, info)
+    if module is not None:
+        level = level.with_part(module)
+    if len(quote.body.data) == TDX15_BODY and module is not None and module.status in _OLD:
+        return _relaunched(quote, level, _level(_first(fitting)), info)
+    return level
+
+
+def _first(levels: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The highest level that fits: Intel lists them from the highest to the lowest."""
+    if not levels:
+        raise AttestationError(
+            "TCB information: no level fits this platform, whose microcode or firmware is older "
+            "than any that Intel lists; update it"
+        )
+    return levels[0]
+
+
+def _fits(platform: PlatformTcb, tcb: Mapping[str, Any]) -> bool:
+    """Whether processor and provisioning enclave are of a level, or above it."""
+    needed = _components(tcb, "sgxtcbcomponents", "sgxtcbcomp")
+    fits = all(own >= low for own, low in zip(platform.components, needed, strict=True))
+    return bool(fits and platform.pcesvn >= tcb["pcesvn"])
+
+
+def _fits_tdx(tee: bytes, tcb: Mapping[str, Any]) -> bool:
+    """Whether the TDX module and its loader are of a level, or above it."""
+    low = _components(tcb, "tdxtcbcomponents", "")
+    # From TDX 1.5 on the module's own version has an identity of its own (`_module_level`).
+    first = 2 if tee[1] else 0
+    return all(tee[i] >= low[i] for i in range(first, COMPONENTS))
+
+
+def _relaunched(quote: Quote, level: TcbLevel, sgx: TcbLevel, info: Mapping[str, Any]) -> TcbLevel:
+    """The level of a machine that began under an old module, which was replaced since.
+
+    It has the new module's protection from its next start on, so Intel advises to start it again.
+    """
+    now = quote.body.raw(584, COMPONENTS)
+    if level.status not in _OLD or sgx.status in (*_OLD, TcbStatus.REVOKED):
+        return level
+    newest = _components(info["tcbLevels"][0]["tcb"], "tdxtcbcomponents", "")
+    least = newest[0] if not now[1] else _identity(now[1], info)["tcbLevels"][0]["tcb"]["isvsvn"]
+    if now[0] < least or now[2] < newest[2]:
+        return level
+    needs = {level.status, sgx.status} & _NEEDS_CONFIGURATION
+    status = TcbStatus.TD_RELAUNCH_CONFIGURATION if needs else TcbStatus.TD_RELAUNCH
+    return replace(level, status=status)
 
 
 def _components(tcb: Mapping[str, Any], listed: str, numbered: str) -> list[int]:
@@ -229,19 +277,10 @@ def _level(level: Mapping[str, Any]) -> TcbLevel:
     return TcbLevel(status, level.get("tcbDate", ""), tuple(level.get("advisoryIDs", ())))
 
 
-def _with_module(quote: Quote, level: TcbLevel, info: Mapping[str, Any]) -> TcbLevel:
-    """The level with that of the TDX module, which signs for the virtual machine."""
+def _module_level(quote: Quote, info: Mapping[str, Any]) -> TcbLevel | None:
+    """The level of the TDX module, which signs for the virtual machine; before TDX 1.5, none."""
     svn, version = quote.body.number(0, 1), quote.body.number(1, 1)
-    module = info["tdxModule"]
-    if version:
-        name = f"TDX_{version:02X}"
-        listed = {one["id"].upper(): one for one in info.get("tdxModuleIdentities", ())}
-        if name not in listed:
-            raise refused(
-                "TDX module", expected=sorted(listed), found=name,
-                remedy="Intel does not list it; fetch new collateral",
-            )  # fmt: skip
-        module = listed[name]
+    module = _identity(version, info) if version else info["tdxModule"]
     require_equal(
         "TDX module: signer", quote.body.raw(64, 48), bytes.fromhex(module["mrsigner"]),
         remedy="it is not Intel's",
@@ -251,7 +290,20 @@ def _with_module(quote: Quote, level: TcbLevel, info: Mapping[str, Any]) -> TcbL
         "TDX module: attributes", _masked(quote.body.raw(112, 8), mask),
         _masked(bytes.fromhex(module["attributes"]), mask), remedy="they are not those of Intel's",
     )  # fmt: skip
-    return level.with_part(_by_svn(module["tcbLevels"], svn, "TDX module")) if version else level
+    return _by_svn(module["tcbLevels"], svn, "TDX module") if version else None
+
+
+def _identity(version: int, info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Intel's identity of the TDX modules of a version."""
+    name = f"TDX_{version:02X}"
+    listed = {one["id"].upper(): one for one in info.get("tdxModuleIdentities", ())}
+    if name not in listed:
+        raise refused(
+            "TDX module", expected=sorted(listed), found=name,
+            remedy="Intel does not list it; fetch new collateral",
+        )  # fmt: skip
+    found: Mapping[str, Any] = listed[name]
+    return found
 
 
 def _qe_level(quote: Quote, identity: Mapping[str, Any]) -> TcbLevel:

@@ -35,6 +35,7 @@ class Compare(StrEnum):
     EQUAL = "equal to"
     LEVELS = "levels at least"
     SUBSET = "all of them among"
+    BITS = "with the bits"
     PERMITS = "only if permitted"
     """The claim has to be false unless the field is true."""
 
@@ -81,6 +82,17 @@ _ADVISORIES = Rule(
     "Intel's security advisories that are accepted, such as INTEL-SA-00615", default=[],
 )  # fmt: skip
 
+_REGISTERS = {
+    0: "firmware", 1: "firmware's settings", 2: "firmware of cards", 3: "its settings",
+    4: "boot loader", 5: "its settings and partitions", 6: "of the maker", 7: "secure boot's keys",
+    8: "commands of the boot loader", 9: "files that it read", 10: "files (IMA)",
+    11: "kernel image (systemd)", 12: "its command line", 13: "its extensions", 14: "shim's keys",
+    15: "root file system", **dict.fromkeys(range(17, 23), "late launch"),
+}  # fmt: skip
+"""Registers of a TPM and what is measured into each; every program can reset 16 and 23."""
+_STARTED = (4, 8, 9, 11, 17, 18)
+"""Of these, what names the code that was started."""
+
 RULES: Mapping[Format, Sequence[Rule]] = {
     Format.SEV_SNP: (
         _digests("measurements", "measurement", "launch digests", length=48, code=True),
@@ -103,7 +115,20 @@ RULES: Mapping[Format, Sequence[Rule]] = {
              default=0),
         Rule("min_tcb", Compare.LEVELS, ("reported_tcb", "committed_tcb", "launch_tcb"),
              "firmware levels: bootloader, tee, snp, microcode (Turin: fmc)"),
+        Rule("csp_ids", Compare.ONE_OF, ("csp_id",), "cloud providers, by their VLEK's name"),
+        Rule("mitigations", Compare.BITS, ("launch_mitigations", "current_mitigations"),
+             "bits that both vectors of report version 5 have to have"),
         Rule("allow_smt", Compare.PERMITS, ("smt_allowed",), "two threads on a core", default=True),
+        Rule("allow_cxl", Compare.PERMITS, ("cxl_allowed",), "memory and devices on CXL",
+             default=True),
+        *(Rule(name, Compare.EQUAL, (name,), text) for name, text in (
+            ("single_socket", "the guest's policy keeps it on one"),
+            ("aes_256_xts", "its memory is encrypted so, not with 128 bits"),
+            ("rapl_disabled", "the host cannot measure the processor's power"),
+            ("ciphertext_hiding", "the host cannot read the encrypted memory"),
+            ("page_swap_disabled", "the host cannot move or swap its pages"),
+            ("alias_check_complete", "memory modules lie about no address"),
+        )),
         _flag("insecure_allow_debug", "debug", "the host may read the guest's memory"),
         _flag("insecure_allow_migration", "migratable", "a migration agent may take it elsewhere"),
     ),
@@ -116,6 +141,7 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         _digests("mrseam", "mrseam", "Intel's TDX modules", length=48),
         _digests("mrservicetd", "mrservicetd", "bound service virtual machines", length=48),
         _digests("xfam", "xfam", "processor features", length=8),
+        _digests("td_attributes", "td_attributes", length=8),
         _flag("insecure_allow_septve", "septve_enabled",
               "the host can raise exceptions inside by unmapping pages"),
         _PPIDS,
@@ -130,7 +156,11 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         _digests("mrsigner", "mrsigner", "the key that signed the enclave", length=32, code=True),
         Rule("isvprodids", Compare.ONE_OF, ("isvprodid",), "products of that signer"),
         Rule("min_isvsvn", Compare.AT_LEAST, ("isvsvn",), "security version", default=0),
-        _digests("config_ids", "config_id", length=64),
+        _digests("config_ids", "config_id", "digests of the manifest given at launch", length=64),
+        Rule("min_config_svn", Compare.AT_LEAST, ("config_svn",), "of that manifest", default=0),
+        _digests("isvextprodids", "isvextprodid", "products of that signer, named at length",
+                 length=16),
+        _digests("isvfamilyids", "isvfamilyid", length=16),
         _digests("attributes", "attributes", length=16),
         Rule("initialised", Compare.EQUAL, ("initialised",), "always true of a running enclave",
              default=True),
@@ -157,6 +187,19 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         _flag("insecure_allow_relayable", "relayable",
               "the report binds no host: whoever has a GPU somewhere can present it"),
     ),
+    Format.TPM: (
+        *(_digests(f"pcr{i}", f"pcr{i}", text, length=32, code=i in _STARTED)
+          for i, text in _REGISTERS.items()),
+        _digests("keys", "key", "SHA-256 of the public parts of keys that may sign", length=32),
+        Rule("hierarchies", Compare.ONE_OF, ("hierarchy",), "of the TPM, to which the key belongs",
+             choices=("owner", "endorsement", "platform", "other")),
+        _digests("firmware_versions", "firmware_version", "of the TPM", length=8),
+        Rule("max_reset_count", Compare.AT_MOST, ("reset_count",),
+             "starts of the machine since the TPM was new"),
+        Rule("max_restart_count", Compare.AT_MOST, ("restart_count",),
+             "times it woke since it started"),
+        Rule("clock_safe", Compare.EQUAL, ("clock_safe",), "no time was stated twice"),
+    ),
     Format.SIMULATED: (
         _digests("measurements", "measurement", "digests of the code that is played", code=True),
         _digests("keys", "key", "public keys that may sign", length=32),
@@ -171,10 +214,11 @@ RULES: Mapping[Format, Sequence[Rule]] = {
 ANY_CODE = "insecure_allow_any_code"
 UNKNOWN_REVOCATION = "insecure_allow_unknown_revocation"
 UNKNOWN_TCB = "insecure_allow_unknown_tcb"
+ANY_KEY = "insecure_allow_any_key"
 REPORT_DATA = "report_data"
 COMMON: Mapping[str, object] = {ANY_CODE: False, UNKNOWN_REVOCATION: False, REPORT_DATA: FULL}
 """Fields of every section, with their defaults."""
-NO_LISTS = (Format.NITRO, Format.NVIDIA_GPU, Format.SIMULATED)
+NO_LISTS = (Format.NITRO, Format.NVIDIA_GPU, Format.TPM, Format.SIMULATED)
 """Their vendors publish no list of revoked certificates that could be given."""
 RUNTIME = "runtime"
 """The section about the manifest of the program that answers, whatever its platform."""
@@ -274,6 +318,8 @@ def fields_of(kind: Format) -> dict[str, object]:
         fields[UNKNOWN_REVOCATION] = True
     if kind in (Format.TDX, Format.SGX):
         fields[UNKNOWN_TCB] = False
+    if kind is Format.TPM:
+        fields[ANY_KEY] = False
     return fields
 
 
@@ -292,6 +338,11 @@ def _section(kind: Format, found: Mapping[str, object], what: str) -> dict[str, 
         raise InputError(
             f"{what}: names no code; set {names}, or delete the section (for tests: "
             f"{ANY_CODE} = true)"
+        )
+    if section.get(ANY_KEY) is False and not section["keys"]:
+        raise InputError(
+            f"{what}: names no key, and every program can play a TPM; set keys (for tests: "
+            f"{ANY_KEY} = true)"
         )
     if section.get("min_manifests") == 0 and not section[ANY_CODE]:
         # Without any manifest the list of those that may be given names no code.
@@ -313,7 +364,7 @@ def _value(rule: Rule, value: object, what: str) -> object:
     match rule.compare:
         case Compare.PERMITS | Compare.EQUAL:
             fits = isinstance(value, bool)
-        case Compare.AT_LEAST | Compare.AT_MOST:
+        case Compare.AT_LEAST | Compare.AT_MOST | Compare.BITS:
             fits = type(value) is int and value >= 0
         case Compare.LEVELS:
             if not isinstance(value, dict) or not value or set(value) - set(LEVELS):
@@ -375,8 +426,13 @@ def template() -> str:
 def _toml(rule: Rule) -> str:
     if rule.default is not None:
         return _plain(rule.default)
-    if rule.compare is Compare.LEVELS:
-        return "{ bootloader = 0, tee = 0, snp = 0, microcode = 0 }"
+    match rule.compare:
+        case Compare.LEVELS:
+            return "{ bootloader = 0, tee = 0, snp = 0, microcode = 0 }"
+        case Compare.AT_LEAST | Compare.AT_MOST | Compare.BITS:
+            return "0"
+        case Compare.EQUAL | Compare.PERMITS:
+            return "true"
     return "[]"
 
 

@@ -32,6 +32,8 @@ class RecordType(IntEnum):
     DATA = 2
     CLOSE = 3
     """The last of a direction: nothing was cut off behind it."""
+    REFUSAL = 4
+    """In place of a verifier's confirmation: why it refuses the evidence."""
 
 
 class RecordStream:

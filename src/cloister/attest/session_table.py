@@ -20,12 +20,14 @@ class SessionLimits:
     sessions      at most; the one that is unused for longest leaves for a new one
     kept_s        one that was used within this time never leaves for a new one
     idle_s        one that was not used for this time ends
+    answer_s      the latest answer is kept so long, to be sent again if it was lost
     half_open     handshakes that nobody has completed; `half_open_s` is their time
     """
 
     sessions: int = 64
     kept_s: float = 30.0
     idle_s: float = 900.0
+    answer_s: float = 180.0
     half_open: int = 256
     half_open_s: float = 30.0
 
@@ -72,6 +74,8 @@ class SessionTable:
         leaving = None
         with self._lock:
             self._half_open.pop(token, None)
+            for other in [name for name, talk in self._sessions.items() if talk.ended]:
+                del self._sessions[other]
             if token not in self._sessions and len(self._sessions) >= self._limits.sessions:
                 leaving = self._sessions.pop(self._least_used())
             self._sessions[token] = one
@@ -79,8 +83,12 @@ class SessionTable:
             leaving.leave("another one took its place")
 
     def sweep(self) -> None:
-        """End what was not used for too long."""
+        """End what was not used for too long, and forget answers that nobody asks for again."""
         with self._lock:
+            now = self._clock()
+            for one in self._sessions.values():
+                if now - one.used_at > self._limits.answer_s:
+                    one.forget()
             late = [
                 table.pop(token)
                 for table in (self._half_open, self._sessions)

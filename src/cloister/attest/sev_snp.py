@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cloister.attest import der
 from cloister.attest.certificates import (
     fingerprint,
     load_certificate,
@@ -45,9 +46,14 @@ AZURE_HEADER = 32
 AZURE_SNP = 2
 _HASHES = {1: "sha256", 2: "sha384", 3: "sha512"}
 
-_PRODUCTS = {"Milan": 0x19, "Genoa": 0x19, "Turin": 0x1A}
+_PRODUCTS = {
+    "Milan": (0x19, range(0x10)),
+    "Genoa": (0x19, (*range(0x10, 0x20), *range(0xA0, 0xB0))),
+    "Turin": (0x1A, range(0x12)),
+}
+"""Family and models of the processors that AMD's root of this name is for."""
 _OID = "1.3.6.1.4.1.3704.1."
-_PRODUCT_NAME, _HWID = _OID + "2", _OID + "4"
+_PRODUCT_NAME, _HWID, _CSP = _OID + "2", _OID + "4", _OID + "5"
 _LEVELS = {
     "bootloader": _OID + "3.1",
     "tee": _OID + "3.2",
@@ -56,6 +62,7 @@ _LEVELS = {
     "fmc": _OID + "3.9",
 }
 _TURIN_HWID_BYTES = 8
+_IA5_STRING = 0x16
 _CERTIFICATE_TABLE = {
     UUID("63da758d-e664-4564-adc5-f4b93be8accd"): "VCEK",
     UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1"): "VLEK",
@@ -83,6 +90,9 @@ _PLATFORM_BITS = {
     "alias_check_complete": 5,
     "tio_enabled": 7,
 }
+_KNOWN_PLATFORM = sum(1 << bit for bit in _PLATFORM_BITS.values())
+_KNOWN_KEYS = 0b11111
+"""Author key enabled, chip key masked, and the three bits of the signing key."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +100,13 @@ class SnpEvidence:
     """A report, with what came beside it.
 
     runtime   the JSON that Azure's paravisor adds, which report_data names
+    trailing  bytes behind the report or Azure's blob that are no certificates
     """
 
     report: Fields
     certificates: tuple[x509.Certificate, ...] = ()
     runtime: bytes | None = None
+    trailing: int = 0
 
 
 def find(data: bytes) -> SnpEvidence | None:
@@ -107,7 +119,9 @@ def find(data: bytes) -> SnpEvidence | None:
     if data.startswith(AZURE_MAGIC):
         return _azure(data)
     if len(data) >= REPORT_BYTES and _looks_like(data):
-        return SnpEvidence(_report(data[:REPORT_BYTES]), tuple(_table(data[REPORT_BYTES:])))
+        certificates = tuple(_table(data[REPORT_BYTES:]))
+        trailing = 0 if certificates else len(data) - REPORT_BYTES
+        return SnpEvidence(_report(data[:REPORT_BYTES]), certificates, trailing=trailing)
     return None
 
 
@@ -145,7 +159,7 @@ def _azure(data: bytes) -> SnpEvidence:
         report.raw(0x50, 64),
         remedy="the document was changed; fetch new evidence",
     )
-    return SnpEvidence(report, runtime=runtime)
+    return SnpEvidence(report, runtime=runtime, trailing=len(data) - at - 20 - size)
 
 
 def _table(data: bytes) -> Iterator[x509.Certificate]:
@@ -155,15 +169,17 @@ def _table(data: bytes) -> Iterator[x509.Certificate]:
     while len(data) >= at + 24:
         guid = UUID(bytes_le=table.raw(at, 16))
         offset, size = table.number(at + 16, 4), table.number(at + 20, 4)
-        if guid not in _CERTIFICATE_TABLE or not size:
+        at += 24
+        if not guid.int:
             return
+        if guid not in _CERTIFICATE_TABLE or not size:
+            continue
         if guid in seen:
             raise AttestationError(
                 f"SEV-SNP certificate table: has two certificates {_CERTIFICATE_TABLE[guid]}"
             )
         seen.add(guid)
         yield load_certificate(table.raw(offset, size), _CERTIFICATE_TABLE[guid])
-        at += 24
 
 
 def verify(
@@ -191,14 +207,41 @@ def verify(
         _require_fit(report, leaf, product)
     with check.step("signature"):
         _verify_signature(report, leaf)
-    claims = _claims(report, product)
+    claims = {**_claims(report, product), "trailing_bytes": found.trailing}
+    if _common_name(leaf) == "SEV-VLEK":
+        claims["csp_id"] = _text(leaf, _CSP)
+    report_data = report.raw(0x50, 64)
     if found.runtime is not None:
-        with parsing("Azure attestation blob: runtime document", kind=AttestationError):
-            claims["runtime"] = json.dumps(json.loads(found.runtime), sort_keys=True)
+        report_data = _runtime(found.runtime, report_data, claims)
     return VerifiedEvidence(
-        Format.SEV_SNP, report.raw(0x50, 64), claims, Rooted.HARDWARE, False, revocation,
-        not_after, check,
-    )  # fmt: skip
+        Format.SEV_SNP, report_data, claims, Rooted.HARDWARE, False, revocation, not_after, check
+    )
+
+
+def _runtime(document: bytes, report_data: bytes, claims: dict[str, object]) -> bytes:
+    """What the guest bound, which Azure's paravisor puts into the document that the report names.
+
+    The report data are the document's digest. A document of an old paravisor has no bytes of the
+    guest: nothing but that digest is bound then.
+    """
+    with parsing("Azure attestation blob: runtime document", kind=AttestationError):
+        found = json.loads(document, object_pairs_hook=_once)
+        claims["runtime"] = json.dumps(found, sort_keys=True)
+        bound = found.get("user-data", "")
+        bound = bytes.fromhex(bound)
+    if bound and len(bound) != len(report_data):
+        raise AttestationError(
+            f"Azure attestation blob: user-data: has {len(bound)} bytes, of {len(report_data)}"
+        )
+    return bound or report_data
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON, in which no name stands twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
 
 
 def _require_form(report: Fields) -> None:
@@ -216,6 +259,13 @@ def _require_form(report: Fields) -> None:
         raise AttestationError(f"{WHAT}: bit 17 of the guest policy must be one")
     if report.number(8, 8) >> (max(_POLICY_BITS.values()) + 1):
         raise AttestationError(f"{WHAT}: guest policy has bits that this version does not know")
+    if report.number(0x40, 8) & ~_KNOWN_PLATFORM:
+        raise AttestationError(f"{WHAT}: platform has bits that this version does not know")
+    keys = report.number(0x48, 4)
+    if keys & ~_KNOWN_KEYS:
+        raise AttestationError(f"{WHAT}: key information has bits that this version does not know")
+    if not keys & 1 and any(report.raw(0x110, 48)):
+        raise AttestationError(f"{WHAT}: has an author key's digest, and says that there is none")
     report.require_zeros(0x4C, 0x50)
     # Since version 3 family, model and stepping stand here; since version 5 two mitigation vectors.
     report.require_zeros(0x18B if version >= 3 else 0x188, 0x1A0)
@@ -280,13 +330,19 @@ def _product(report: Fields, leaf: x509.Certificate) -> str:
             f"{WHAT}: product", expected=list(_PRODUCTS), found=issuer,
             remedy="no root of AMD is pinned for it",
         )  # fmt: skip
+    named = _text(leaf, _PRODUCT_NAME)
+    # "Milan-B0" of a chip, "Milan" of a provider's key and of Turin.
+    require_equal(
+        f"certificate {_common_name(leaf)}: product name", named.split("-")[0], product,
+        remedy="its issuer is of another product",
+    )  # fmt: skip
     if report.number(0, 4) >= 3:
-        family, model = report.number(0x188, 1), report.number(0x189, 1)
+        family, models = _PRODUCTS[product]
         require_equal(
-            f"{WHAT}: processor family", family, _PRODUCTS[product],
+            f"{WHAT}: processor family", report.number(0x188, 1), family,
             remedy=f"a certificate of {product} does not fit",
         )  # fmt: skip
-        if product in ("Milan", "Genoa") and (model < 0x10) != (product == "Milan"):
+        if (model := report.number(0x189, 1)) not in models:
             raise refused(
                 f"{WHAT}: processor model", expected=product, found=f"{model:#x}",
                 remedy="the certificate is of another product",
@@ -339,12 +395,18 @@ def _require_fit(report: Fields, leaf: x509.Certificate, product: str) -> None:
         )  # fmt: skip
     if _common_name(leaf) == "SEV-VLEK":
         return  # of a cloud provider's keys, which name no chip
-    chip = report.raw(0x1A0, 64)
     if report.number(0x48, 4) >> 1 & 1:
+        raise AttestationError(
+            f"{WHAT}: the platform masks its chip key, so no VCEK can have signed the report"
+        )
+    chip = report.raw(0x1A0, 64)
+    if not any(chip):
         raise AttestationError(
             f"{WHAT}: the platform hides its chip id, so no certificate can be matched to it"
         )
     hwid = _extension(leaf, _HWID)
+    if hwid[:2] == bytes([der.OCTETS, 64]):
+        hwid = hwid[2:]
     if product == "Turin" and len(hwid) == _TURIN_HWID_BYTES:
         hwid = hwid.ljust(64, b"\0")
     require_equal(
@@ -364,6 +426,15 @@ def _extension(certificate: x509.Certificate, oid: str) -> bytes:
         f"certificate {_common_name(certificate)}: lacks AMD's extension {oid}; it is no VCEK or "
         "VLEK of this product"
     )
+
+
+def _text(certificate: x509.Certificate, oid: str) -> str:
+    """An extension that is a DER IA5String."""
+    what = f"certificate {_common_name(certificate)}: extension {oid}"
+    text = der.only(_extension(certificate, oid), _IA5_STRING, what)
+    if not text.isascii():
+        raise AttestationError(f"{what}: is no text")
+    return text.decode()
 
 
 def _integer(certificate: x509.Certificate, oid: str) -> int:
@@ -391,6 +462,12 @@ def _verify_signature(report: Fields, leaf: x509.Certificate) -> None:
     )
 
 
+def _version(report: Fields, offset: int) -> str:
+    """A firmware's version; its build stands first."""
+    build, minor, major = (report.number(offset + i, 1) for i in range(3))
+    return f"{major}.{minor}.{build}"
+
+
 def _claims(report: Fields, product: str) -> dict[str, object]:
     policy, platform = report.number(8, 8), report.number(0x40, 8)
     keys = report.number(0x48, 4)
@@ -410,6 +487,9 @@ def _claims(report: Fields, product: str) -> dict[str, object]:
         "report_id": report.raw(0x140, 32),
         "migration_agent": report.raw(0x160, 32),
         "chip_id": report.raw(0x1A0, 64),
+        "chip_key_masked": bool(keys >> 1 & 1),
+        "current_version": _version(report, 0x1E8),
+        "committed_version": _version(report, 0x1EC),
         "signing_key": "VLEK" if keys >> 2 & 7 == VLEK else "VCEK",
     }
     claims |= {name: bool(policy >> bit & 1) for name, bit in _POLICY_BITS.items()}

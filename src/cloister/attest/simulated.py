@@ -20,13 +20,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from cloister.attest.check_tree import Check
+from cloister.attest.report_data import REPORT_DATA_BYTES, require_report_data
 from cloister.attest.verified_evidence import Format, Revocation, Rooted, VerifiedEvidence
 from cloister.base.reading import open_regular, parsing
 from cloister.base.typed_json import from_json
 from cloister.errors import AttestationError, InputError
 
 KIND = "cloister-insecure-simulated-1"
-REPORT_DATA_BYTES = 64
 MAX_KEY_BYTES = 65536
 WHAT = "simulated evidence"
 
@@ -46,10 +46,7 @@ class SimulatedMachine:
 
         Raises   AttestationError for more or fewer
         """
-        if len(report_data) != REPORT_DATA_BYTES:
-            raise AttestationError(
-                f"{WHAT}: report data has {len(report_data)} bytes, of {REPORT_DATA_BYTES}"
-            )
+        require_report_data(report_data)
         public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         body = {**asdict(self), "report_data": report_data.hex(), "key": public.hex()}
         return json.dumps(

@@ -16,6 +16,7 @@ class Format(StrEnum):
     SGX = "sgx"
     NITRO = "nitro"
     NVIDIA_GPU = "nvidia-gpu"
+    TPM = "tpm"
     SIMULATED = "insecure-simulated"
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from cloister.attest import intel, intel_quote, nitro, nvidia_gpu, sev_snp, simulated
+from cloister.attest import intel, intel_quote, nitro, nvidia_gpu, sev_snp, simulated, tpm
 from cloister.attest.check_tree import Check
 from cloister.attest.collateral import Collateral
 from cloister.attest.verified_evidence import Format, VerifiedEvidence
@@ -20,15 +20,15 @@ MAX_OFFSET = 64
 Verifier = Callable[..., VerifiedEvidence]
 
 
-def read_evidence(path: Path) -> bytes:
+def read_evidence(path: Path, *, what: str = "evidence") -> bytes:
     """A file's contents.
 
     Raises   InputError
     """
-    with parsing(f"evidence {path}: cannot be read"), open_regular(path) as file:
+    with parsing(f"{what} {path}: cannot be read"), open_regular(path) as file:
         data = file.read(MAX_BYTES + 1)
     if not 0 < len(data) <= MAX_BYTES:
-        raise AttestationError(f"evidence {path}: has {len(data)} bytes, of 1 to {MAX_BYTES}")
+        raise AttestationError(f"{what} {path}: has {len(data)} bytes, of 1 to {MAX_BYTES}")
     return data
 
 
@@ -65,6 +65,8 @@ def _recognise(data: bytes, collateral: Collateral) -> tuple[Format, Verifier]:
         return Format.TDX, partial(intel.verify, quote, added)
     if simulated.looks_like(data):
         return Format.SIMULATED, partial(simulated.verify, data)
+    if tpm.looks_like(data):
+        return Format.TPM, partial(tpm.verify, data)
     for offset in range(min(MAX_OFFSET, len(data))):
         part = data[offset:]
         if (report := sev_snp.find(part)) is not None:
@@ -78,7 +80,7 @@ def _recognise(data: bytes, collateral: Collateral) -> tuple[Format, Verifier]:
             return Format.NVIDIA_GPU, partial(nvidia_gpu.verify, gpus, collateral)
     raise AttestationError(
         "evidence: no format is recognised; give an SEV-SNP report, a TDX or SGX quote, a Nitro "
-        "document or an NVIDIA GPU report"
+        "document, an NVIDIA GPU report or a TPM quote"
     )
 
 

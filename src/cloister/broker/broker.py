@@ -4,7 +4,6 @@ A release is counted: each has an entry of its own. It is repeatable too, becaus
 keys every time; in one session a repeated request gets the first answer, without another entry.
 """
 
-import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from cloister.attest.appraisal import Appraisal
 from cloister.attest.appraiser import Appraiser
 from cloister.attest.channel import AttestedChannel
 from cloister.attest.clock import Clock
+from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.broker.broker_folder import BrokerFolder
 from cloister.broker.ledger_entry import EntryKind, LedgerEntry
 from cloister.broker.ledger_verification import read_ledger
@@ -28,7 +28,13 @@ from cloister.broker.release_rules import (
     refusal,
 )
 from cloister.bundle.bundle_keys import BundleKey
-from cloister.errors import CloisterError, CounterError, EncryptionError, ReleaseError
+from cloister.errors import (
+    AttestationError,
+    CloisterError,
+    CounterError,
+    EncryptionError,
+    ReleaseError,
+)
 from cloister.tickets.ticket import CounterKind, Ticket
 
 _T = TypeVar("_T")
@@ -107,17 +113,21 @@ class Broker:
             machine = Machine.of(appraisal)
         except ReleaseError as error:
             raise self.refuse(RefusalKind.EVIDENCE, error) from None
+        try:
+            started = RuntimeManifest.from_bytes(manifest)
+        except AttestationError as error:
+            raise self.refuse(RefusalKind.RUNTIME, error) from None
         now = self.now()
         time = int(now.timestamp())
         with self._ledger.changing() as change:
             request = ReleaseRequest(
-                ticket, machine, appraisal.evidence.relayable, meter, self.folder.certificate, now,
-                _standing(change, ticket, machine, meter, time),
+                ticket, machine, started, appraisal.evidence.relayable, meter,
+                self.folder.certificate, now, _standing(change, ticket, machine, meter, time),
             )  # fmt: skip
             refused = refusal(request)
             if refused is None:
                 key = _held(change.bundle_key(ticket.bundle_id))
-                fields = _fields(request, appraisal, manifest, session)
+                fields = _fields(request, appraisal, session)
                 fields["policy"] = self.appraiser.policy_digest.hex()
                 entry = change.append(EntryKind.RELEASE, fields, time=time)
                 change.put_chip(ticket.license, machine.chip)
@@ -260,9 +270,7 @@ def _standing(
     )
 
 
-def _fields(
-    request: ReleaseRequest, appraisal: Appraisal, manifest: bytes, session: bytes
-) -> dict[str, object]:
+def _fields(request: ReleaseRequest, appraisal: Appraisal, session: bytes) -> dict[str, object]:
     """A release in the ledger."""
     ticket, machine = request.ticket, request.machine
     return {
@@ -275,7 +283,7 @@ def _fields(
         "chip": machine.chip,
         "hardware_rooted": appraisal.hardware_rooted,
         "weakened": list(appraisal.weakened),
-        "manifest": hashlib.sha256(manifest).hexdigest(),
+        "manifest": request.manifest.digest.hex(),
         "session": session.hex(),
     }
 

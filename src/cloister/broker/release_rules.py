@@ -10,6 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from cloister.attest.appraisal import Appraisal
+from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.attest.verified_evidence import Format
 from cloister.broker.release_ledger import LicenseTerms
 from cloister.errors import CloisterError, ReleaseError
@@ -109,6 +110,7 @@ class ReleaseRequest:
 
     ticket: Ticket
     machine: Machine
+    manifest: RuntimeManifest
     relayable: bool
     meter: bytes
     broker: bytes
@@ -147,6 +149,24 @@ def require_bound(asked: ReleaseRequest) -> None:
             f"evidence of format {asked.machine.format} can be relayed: it binds no machine, and "
             "no key is released to it"
         )
+
+
+def require_runtime(asked: ReleaseRequest) -> None:
+    """The runtime was started for the ticket's bundle and licence.
+
+    Raises   ReleaseError
+    """
+    ticket, manifest = asked.ticket, asked.manifest
+    for name, expected, found in (
+        ("bundle", ticket.bundle_id.hex(), manifest.bundle),
+        ("vendor", ticket.vendor.hex(), manifest.vendor),
+        ("license", ticket.license, manifest.license),
+    ):
+        if found != expected:
+            raise ReleaseError(
+                f"manifest: {name}: expected {expected}, found {found or 'none'}; start the "
+                "runtime for this ticket and its bundle"
+            )
 
 
 def require_bundle(asked: ReleaseRequest) -> None:
@@ -218,6 +238,7 @@ def require_rate(asked: ReleaseRequest) -> None:
 
 RULES: Sequence[tuple[RefusalKind, Callable[[ReleaseRequest], None]]] = (
     (RefusalKind.EVIDENCE, require_bound),
+    (RefusalKind.RUNTIME, require_runtime),
     (RefusalKind.BROKER, require_broker),
     (RefusalKind.TIME, require_time),
     (RefusalKind.REVOKED, require_not_revoked),

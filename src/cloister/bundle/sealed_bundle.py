@@ -85,9 +85,17 @@ class SealedBundle:
         Secret   key, the module
         Raises   as `verify`, BundleError for another key
         """
+        bundle, module = SealedBundle.verify_and_open(path, key, vendor=vendor, at_least=at_least)
+        return bundle.plan, module
+
+    @staticmethod
+    def verify_and_open(
+        path: Path, key: bytes | BundleKey, *, vendor: Ed25519PublicKey, at_least: int = 1
+    ) -> tuple["SealedBundle", CompiledModule]:
+        """The bundle and its module, of one reading of the file; see `open`."""
         with _reading(path) as file:
             bundle = _verified(file, vendor=vendor, at_least=at_least)
-            return bundle.plan, _unsealed(file, bundle.header, key)
+            return bundle, _unsealed(file, bundle.header, key)
 
     @staticmethod
     def show(path: Path) -> BundleHeader:

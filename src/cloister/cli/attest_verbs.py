@@ -9,12 +9,13 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cloister.attest.appraisal import appraise
-from cloister.attest.attester import REPORT_DATA_BYTES, attesters, has_tpm
+from cloister.attest.attester import attesters
 from cloister.attest.check_tree import Check, CheckState, shown
 from cloister.attest.collateral import Collateral
 from cloister.attest.policy import Policy, template
+from cloister.attest.report_data import REPORT_DATA_BYTES
 from cloister.attest.simulated import SimulatedAttester
-from cloister.attest.verified_evidence import VerifiedEvidence
+from cloister.attest.verified_evidence import Format, VerifiedEvidence
 from cloister.attest.verify import read_evidence, verify
 from cloister.base import files
 from cloister.base.reading import parsing
@@ -46,6 +47,14 @@ ReportData = Annotated[
     str | None,
     typer.Option("--report-data", metavar="HEX", help="What the machine was asked to bind."),
 ]
+Manifest = Annotated[
+    Path | None,
+    typer.Option(
+        "--manifest",
+        metavar="FILE",
+        help="The runtime's, which [runtime] of a policy asks for; compared with the launch.",
+    ),
+]
 Now = Annotated[
     str | None,
     typer.Option("--now", metavar="TIME", help="Such as 2026-01-31T12:00Z. Default: the clock."),
@@ -61,6 +70,13 @@ SimulatedKey = Annotated[
         help="For tests: evidence of a program that plays a machine, signed by this Ed25519 key.",
     ),
 ]
+TpmPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--tpm", metavar="PATH",
+        help="A TPM's device, or the socket of a program that plays one. Default: /dev/tpmrm0.",
+    ),
+]  # fmt: skip
 PolicyOut = Annotated[Path, typer.Argument(metavar="POLICY", help="The file to write.")]
 
 _MARKS = {CheckState.PASSED: "green", CheckState.FAILED: "red", CheckState.NOT_CHECKED: "yellow"}
@@ -75,6 +91,7 @@ def verify_evidence(
     collateral: CollateralPaths = None,
     policy: PolicyFile = None,
     report_data: ReportData = None,
+    manifest: Manifest = None,
     now: Now = None,
     json: options.Json = False,
 ) -> None:
@@ -83,11 +100,13 @@ def verify_evidence(
     Nothing is fetched: what is missing counts as not checked. Without --policy the command says
     what the evidence claims, and not whether that is enough.
     """
-    if policy is None and report_data is not None:
-        raise InputError("--report-data: goes with --policy")
-    at = datetime.now(UTC) if now is None else _time(now)
+    for name, value in (("--report-data", report_data), ("--manifest", manifest)):
+        if policy is None and value is not None:
+            raise InputError(f"{name}: goes with --policy")
+    at = datetime.now(UTC) if now is None else options.read_time("--now", now)
     asked = None if policy is None else Policy.load(policy)
     expected = None if report_data is None else _bytes(report_data)
+    shown_manifest = None if manifest is None else read_evidence(manifest, what="manifest")
     data, given = read_evidence(evidence), Collateral.load(collateral or ())
     tree = Check(str(evidence))
     found: VerifiedEvidence | None = None
@@ -96,7 +115,7 @@ def verify_evidence(
         found = verify(data, given, now=at, check=tree)
         result = found.to_json()
         if asked is not None:
-            result = appraise(found, asked, expected).to_json()
+            result = appraise(found, asked, expected, manifest=shown_manifest).to_json()
     except AttestationError as error:
         _show(tree, found, {**result, "checks": tree.to_json()}, str(error), given, json=json)
         raise
@@ -139,14 +158,6 @@ def _tree(check: Check) -> Tree:
     return tree
 
 
-def _time(text: str) -> datetime:
-    with parsing(f"--now {text}: must be such as 2026-01-31T12:00Z"):
-        found = datetime.fromisoformat(text)
-    if found.tzinfo is None:
-        raise InputError(f"--now {text}: has no time zone; add Z")
-    return found.astimezone(UTC)
-
-
 def _bytes(text: str) -> bytes:
     with parsing("--report-data: must be hexadecimal"):
         found = bytes.fromhex(text)
@@ -159,12 +170,16 @@ def _bytes(text: str) -> bytes:
 def show(
     report_data: ReportData = None,
     evidence: EvidenceOut = None,
+    tpm: TpmPath = None,
     insecure_simulated: SimulatedKey = None,
     json: options.Json = False,
 ) -> None:
-    """Say what this machine can prove of itself, and write evidence with --out."""
+    """Say what this machine can prove of itself, and write evidence with --out.
+
+    The first interface that is listed writes it. Without --report-data it binds 64 zeros.
+    """
     rng = SystemRandom()
-    found = attesters(rng=rng)
+    found = attesters(rng=rng, tpm=tpm)
     if insecure_simulated is not None:
         found.append(SimulatedAttester(insecure_simulated))
     if evidence is not None:
@@ -173,24 +188,27 @@ def show(
                 "this machine has no interface that proves anything; run in a confidential virtual "
                 "machine or an enclave (for tests: --insecure-simulated)"
             )
-        data = _bytes(report_data) if report_data else b""
-        made = found[0].evidence(data.ljust(REPORT_DATA_BYTES, b"\0"))
+        data = bytes(REPORT_DATA_BYTES) if report_data is None else _bytes(report_data)
+        if len(data) != REPORT_DATA_BYTES:
+            raise InputError(
+                f"--report-data: has {len(data)} bytes, of {REPORT_DATA_BYTES}; machines fill up "
+                "what is short, so write the zeros"
+            )
+        made = found[0].evidence(data)
         files.replace(evidence, made, private=False)
     elif report_data is not None:
         raise InputError("--report-data: goes with --out")
     rows = [{"interface": one.name, "format": one.format.value} for one in found]
     if json:
-        emit_json({"attesters": rows, "tpm": has_tpm(), "written": evidence})
+        emit_json({"attesters": rows, "written": evidence})
         return
     console = out()
     for row in rows:
         console.print(Text(f"{row['format']:20} {row['interface']}"))
     if not rows:
         console.print("nothing: no interface of a confidential virtual machine or an enclave")
-    if has_tpm():
-        console.print(
-            "a TPM is there: it proves how the machine started, not what reads its memory"
-        )
+    if any(one.format is Format.TPM for one in found):
+        console.print("a TPM proves how the machine started, not what reads its memory")
     if evidence is not None:
         console.print(Text(f"{evidence}: {rows[0]['format']} evidence written"))
 

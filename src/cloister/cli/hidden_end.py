@@ -120,8 +120,8 @@ class BundleTrust:
     vendor: PinnedVendor = None
     at_least: OldestVersion = None
 
-    def open(self, path: str, key: Path | None) -> tuple[Plan, CompiledModule]:
-        """The plan and the module of a bundle.
+    def open(self, path: str, key: Path | None) -> tuple[SealedBundle, CompiledModule]:
+        """A bundle and its module.
 
         Raises   InputError for keys that are missing, BundleError
         """
@@ -130,7 +130,7 @@ class BundleTrust:
                 f"{path}: is a bundle; give --vendor FILE, whose key signed it, and --key FILE, "
                 "which opens it"
             )
-        return SealedBundle.open(
+        return SealedBundle.verify_and_open(
             Path(path),
             load_content_key(key),
             vendor=load_vendor(self.vendor),

@@ -21,6 +21,7 @@ from cloister.cli import (
     demo_verbs,
     export_verbs,
     hidden_verbs,
+    license_verbs,
     model_verbs,
     options,
     pads_verbs,
@@ -65,6 +66,7 @@ app.add_typer(attest_verbs.app, name="attest", rich_help_panel=INFERENCE)
 app.add_typer(trusted_verbs.app, name="trusted", rich_help_panel=INFERENCE)
 _verb(hidden_verbs.compile, HIDDEN, "compile model.onnx --last 2 --answers label --out head")
 app.add_typer(bundle_verbs.app, name="bundle", rich_help_panel=HIDDEN)
+app.add_typer(license_verbs.app, name="license", rich_help_panel=HIDDEN)
 app.add_typer(broker_verbs.app, name="broker", rich_help_panel=HIDDEN)
 app.add_typer(data_verbs.app, name="data", rich_help_panel=TRAINING)
 app.add_typer(authority_verbs.app, name="authority", rich_help_panel=TRAINING)

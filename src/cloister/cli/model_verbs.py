@@ -18,6 +18,7 @@ from cloister.bundle.compiled_module import CompiledModule
 from cloister.cli import hidden_end, options, plan_goals
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
+from cloister.cli.license_options import License
 from cloister.cli.maker_options import PadMakers
 from cloister.cli.results import Answers, check_labels, read_labels
 from cloister.cli.trusted_options import OPERATOR, TrustedElsewhere
@@ -52,9 +53,11 @@ from cloister.plan.split_report import SplitReport
 from cloister.planner.expected_gain import expected_gain
 from cloister.planner.plan_search import CostedPlan
 from cloister.planner.session_memory import session_memory
+from cloister.tickets.ticket_meter import TicketMeter
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.compare import Comparison
 from cloister.trusted.compare import compare as measure_errors
+from cloister.trusted.metered_session import MeteredResult, MeteredSession
 from cloister.trusted.pads.makers import MakerAddress
 from cloister.trusted.pads.pad_ledger import PadLedger
 from cloister.trusted.pads.store import PadStore
@@ -107,6 +110,7 @@ KeyFile = Annotated[
     ),
 ]
 CSV = ".csv"
+_NOT_BOUGHT = "goes with a bundle; leave it out"
 OutputFile = Annotated[
     Path | None,
     typer.Option(
@@ -295,6 +299,7 @@ class PlannedRun:
     """What a run needs: a plan, where it is from, inputs, and the modules of its hidden parts.
 
     pinned   whether the caller has made or named exactly this plan
+    meter    of the ticket that buys the outputs, if one is needed
     """
 
     plan: Plan
@@ -302,6 +307,7 @@ class PlannedRun:
     read: Inputs
     modules: Mapping[str, CompiledModule]
     pinned: bool = True
+    meter: TicketMeter | None = None
 
 
 @options.grouped
@@ -314,6 +320,7 @@ def run(
     end: hidden_end.HiddenEnd,
     trust: hidden_end.BundleTrust,
     elsewhere: TrustedElsewhere,
+    bought: License,
     digest: options.PinnedDigest = None,
     engine: hidden_end.Engine = None,
     module: hidden_end.ModuleFolder = None,
@@ -347,6 +354,7 @@ def run(
             },
         )  # fmt: skip
         end.refuse_any("goes in the bundle that the --trusted machine serves; leave it out")
+        bought.refuse_any("is spent by the --trusted machine; leave it out")
         options.refuse_given(
             "messages to workers stay on the --trusted machine; leave it out",
             {"--transcript": transcript},
@@ -364,16 +372,18 @@ def run(
         end.refuse_any("is decided by the bundle; leave it out")
         options.refuse_given("goes with a plan, not a bundle", {"--module": module, "--pads": pads})
         found = _planned_in_bundle(
-            model, inputs, given, digest, trust, key, sealed=appraiser is not None
+            model, inputs, given, digest, trust, bought, key, sealed=appraiser is not None
         )
     elif is_plan_file(model):
         trust.refuse_any()
+        bought.refuse_any(_NOT_BOUGHT)
         end.refuse_any("is decided by the plan; leave it out")
         found = _planned_in_file(
             model, inputs, given, digest, module, key, hidden=appraiser is None
         )
     else:
         trust.refuse_any()
+        bought.refuse_any(_NOT_BOUGHT)
         options.refuse_given("goes with a plan; leave it out", {"--module": module})
         found = _planned_now(model, inputs, given, end, engine, digest, pads, key)
     planned = found.plan
@@ -397,6 +407,9 @@ def run(
             on_clip=on_clip,
             transcript=transcript,
         )
+    receipt = None
+    if isinstance(result, MeteredResult):
+        receipt = bought.save(result)
     answers = Answers(planned, claims, result, found.read.names, found.origin, names, top)
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
@@ -409,9 +422,12 @@ def run(
     if beyond is not None:
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
     if json:
-        emit_json({**answers.to_dict(), "warning": beyond})
+        written = {} if receipt is None else {"receipt": receipt}
+        emit_json({**answers.to_dict(), "warning": beyond, **written})
     else:
         answers.show()
+        if receipt is not None:
+            out().print(f"receipt {receipt}", soft_wrap=True)
 
 
 def _compute(
@@ -448,7 +464,10 @@ def _compute(
         ) as session,
         progress("inputs") as update,
     ):
-        result = session.run(found.read.arrays, progress=update)
+        running: Session | MeteredSession = session
+        if found.meter is not None:
+            running = MeteredSession(session, found.meter, rng=SystemRandom())
+        result = running.run(found.read.arrays, progress=update)
         claims = session.claims(pinned=found.pinned)
     if transcript is not None:
         result.transcript.save(transcript)
@@ -474,6 +493,7 @@ def _planned_in_bundle(
     given: options.ModelInputs,
     digest: str | None,
     trust: hidden_end.BundleTrust,
+    bought: License,
     key: Path | None,
     *,
     sealed: bool,
@@ -485,10 +505,12 @@ def _planned_in_bundle(
     if sealed:
         made, origin = given.accept_plan(trust.plan(path), path, digest=digest)
         return PlannedRun(made, origin, given.read(made.graph, inputs), {})
-    planned, module = trust.open(path, key)
-    made, origin = given.accept_plan(planned, path, digest=digest)
+    bundle, module = trust.open(path, key)
+    made, origin = given.accept_plan(bundle.plan, path, digest=digest)
     modules = {made.modules[0].node: module}
-    return PlannedRun(made, origin, given.read(made.graph, inputs), modules)
+    read = given.read(made.graph, inputs)
+    meter = bought.open(bundle.header, vendor=trust.vendor, key=key)
+    return PlannedRun(made, origin, read, modules, meter=meter)
 
 
 def _planned_in_file(

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from fractions import Fraction
 from functools import wraps
@@ -17,6 +18,7 @@ import typer
 
 import cloister
 from cloister import authority
+from cloister.base.reading import parsing
 from cloister.bundle.bundle_header import is_bundle_file
 from cloister.cli.console import note
 from cloister.cli.reading_options import CellOptions
@@ -608,6 +610,18 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     vars(command)["__signature__"] = signature.replace(parameters=parameters)
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     return command
+
+
+def read_time(option: str, text: str) -> datetime:
+    """A time with its zone, in UTC.
+
+    Raises   InputError naming the option
+    """
+    with parsing(f"{option} {text}: must be such as 2026-01-31T12:00Z"):
+        found = datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        raise InputError(f"{option} {text}: has no time zone; add Z")
+    return found.astimezone(UTC)
 
 
 def refuse_given(why: str, options: Mapping[str, object]) -> None:

@@ -8,7 +8,7 @@ from tempfile import TemporaryFile
 from cloister.errors import CloisterError, VerificationError, printable
 from cloister.wire import process
 
-STOP_S = 10.0
+STOP_S, REFUSED_S = 10.0, 60.0
 
 
 def command(*arguments: object) -> list[str]:
@@ -30,10 +30,13 @@ def cloister(*arguments: object) -> str:
 def refused(*arguments: object) -> str:
     """The message of a command that must be refused.
 
-    Raises   VerificationError when it is not
+    Raises   VerificationError when it is not, as a service that goes on to serve
     """
-    done = process.run(command(*arguments))
-    if done.returncode == 0:
+    try:
+        refused_it = (done := process.run(command(*arguments), timeout_s=REFUSED_S)).returncode
+    except subprocess.TimeoutExpired:
+        refused_it = 0
+    if not refused_it:
         raise VerificationError(f"cloister {arguments[0]} was not refused: do not use this build")
     return _last_line(done.stderr).removeprefix("error: ")
 

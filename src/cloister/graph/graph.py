@@ -16,6 +16,8 @@ BATCH = "batch"
 """The symbol of a free batch in ONNX shapes; no other symbol of a graph has this name."""
 MODULE_DOMAIN, MODULE_OP = "cloister", "Module"
 """The operator of a node that a compiled module computes (module_node.py)."""
+ML = "ai.onnx.ml"
+"""The domain of ONNX's operators for classical models."""
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 SAMPLES = "cloister.samples"
@@ -48,11 +50,23 @@ class OpaqueType:
 
 
 @dataclass(frozen=True, eq=False)
+class LongList:
+    """The entries of an attribute with very many, as of a tree ensemble.
+
+    values   int64 or float32; where there are texts, the position of each entry among these
+    texts    of a list of texts, each one once
+    """
+
+    values: np.ndarray
+    texts: tuple[str | bytes, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Node:
     """One operation: `outputs = op(inputs, **attributes)`; an absent optional input is ''.
 
-    An attribute is an int, float, str, bytes, array, OpaqueType or Subgraph, or a tuple of one of
-    these.
+    An attribute is an int, float, str, bytes, array, OpaqueType or Subgraph, a tuple of one of
+    these, or a LongList.
     """
 
     name: str

@@ -13,7 +13,7 @@ from cloister.errors import InputError
 from cloister.graph import canonical
 from cloister.graph.canonical import Reader, Writer, entries, mapping, text, texts, truth, whole
 from cloister.graph.element_types import ELEMENT_TYPES, element_number
-from cloister.graph.graph import Graph, Node, OpaqueType, Size, Subgraph, TensorType
+from cloister.graph.graph import Graph, LongList, Node, OpaqueType, Size, Subgraph, TensorType
 from cloister.graph.legality import check
 
 MAGIC, VERSION = b"CLOG", 1
@@ -191,6 +191,8 @@ def _attribute(node: Node, name: str, value: object, writer: Writer) -> object:
             return {"bytes": value.hex()}
         case np.ndarray():
             return {"tensor": writer.tensor(value)}
+        case LongList():
+            return {"entries": writer.tensor(value.values), "texts": _texts(value)}
         case OpaqueType():
             return {"type": _opaque_type(value)}
         case Subgraph():
@@ -222,11 +224,30 @@ def _read_attribute(value: object, reader: Reader) -> object:
             return bytes.fromhex(text(data))
         case {"tensor": described, **rest} if not rest:
             return reader.tensor(described)
+        case {"entries": described, "texts": listed, **rest} if not rest:
+            return _read_list(reader.tensor(described), listed)
         case {"type": known, **rest} if not rest:
             return _read_opaque_type(known)
         case {"graph": body, **rest} if not rest:
             return _read_subgraph(body, reader)
     raise ValueError("an attribute is of no known kind")
+
+
+def _texts(value: LongList) -> list[object]:
+    return [{"bytes": one.hex()} if isinstance(one, bytes) else one for one in value.texts]
+
+
+def _read_list(values: np.ndarray, listed: object) -> LongList:
+    texts = tuple(
+        text(one) if isinstance(one, str) else bytes.fromhex(text(*read_fields(one, "bytes")))
+        for one in entries(listed)
+    )
+    kinds = (np.int64,) if texts else (np.int64, np.float32)
+    if values.ndim != 1 or values.dtype not in kinds or len(set(texts)) != len(texts):
+        raise ValueError("a list is none of numbers or texts")
+    if texts and not 0 <= values.min(initial=0) <= values.max(initial=0) < len(texts):
+        raise ValueError("a list names a text that is not there")
+    return LongList(values, texts)
 
 
 def _read_subgraph(document: object, reader: Reader) -> Subgraph:

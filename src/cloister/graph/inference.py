@@ -5,6 +5,7 @@ prove.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, repeat
 
 import onnx
 from onnx import shape_inference
@@ -13,16 +14,22 @@ from cloister.errors import ModelError, one_line
 from cloister.graph.batch import batch_factor, times_batch
 from cloister.graph.captures import every_node
 from cloister.graph.element_types import ELEMENT_TYPES
-from cloister.graph.graph import BATCH, MODULE_DOMAIN, Graph, Node, OpaqueType, Size, TensorType
+from cloister.graph.graph import (
+    BATCH,
+    ML,
+    MODULE_DOMAIN,
+    Graph,
+    Node,
+    OpaqueType,
+    Size,
+    TensorType,
+)
 from cloister.graph.legality import MAX_ELEMENTS, READS_A_FILE
+from cloister.graph.ml_operators import ml_types, without_bulk
 from cloister.graph.onnx.export import known_type, model_bytes, type_bytes
 from cloister.graph.runtime_types import runtime_types
 
 Sizes = tuple[Size, ...]
-KEEPING_SIZES = {
-    ("ai.onnx.ml", op) for op in ("Binarizer", "Imputer", "LabelEncoder", "Normalizer", "Scaler")
-}
-"""Operators whose output has the sizes of their first input."""
 SMALL = 1024
 """Constants up to this many elements may be shapes; larger ones only matter by their own shape."""
 
@@ -45,6 +52,7 @@ def with_types(graph: Graph) -> Graph:
     open_inputs = {name: graph.opaque[name] for name in graph.inputs if name not in given}
     skeleton = replace(
         graph,
+        nodes=tuple(map(without_bulk, graph.nodes)),
         inputs=(*graph.inputs, *large),
         constants={name: a for name, a in graph.constants.items() if name not in large},
         # Of a constant that is an output, inference would believe that nothing is known.
@@ -54,12 +62,12 @@ def with_types(graph: Graph) -> Graph:
         domains={**graph.domains, MODULE_DOMAIN: 1},
     )
     model = onnx.ModelProto.FromString(model_bytes(skeleton, inferred=True))
-    stated: set[str] = set()
+    stated: set[tuple[str, bool]] = set()
     asked = False
     while True:
         found = _infer(model)
         proved = _proved(graph, found, stated)
-        stated.update(proved)
+        stated.update((name, known.sizes is not None) for name, known in proved.items())
         if not proved and not asked:
             asked = True
             proved = _computed(graph, found)
@@ -132,21 +140,25 @@ def _require_room(model: onnx.ModelProto) -> None:
 
 
 def _proved(
-    graph: Graph, found: Mapping[str, OpaqueType], stated: Collection[str]
+    graph: Graph, found: Mapping[str, OpaqueType], stated: Collection[tuple[str, bool]]
 ) -> dict[str, OpaqueType]:
-    """Types that inference did not find: of a Reshape, or those that the graph has already."""
+    """Types that inference did not find: by a node's operator, or those that the graph has already.
+
+    `stated` has the values that were stated before, and whether with their sizes.
+    """
     proved = {}
     for node in graph.nodes:
-        for value in node.outputs:
+        by_operator = chain(_by_operator(graph, node, found), repeat(OpaqueType()))
+        for value, follows in zip(node.outputs, by_operator, strict=False):
             known = found.get(value, OpaqueType())
-            if not value or value in stated or known.proto or is_known(known.sizes):
+            if not value or known.proto or is_known(known.sizes):
                 continue
-            sizes = _stated_sizes(graph, node, found)
             before = known_type(graph, value)
-            if sizes is None and is_known(before.sizes):
-                sizes = before.sizes
-            dtype = known.dtype or before.dtype
-            if dtype is not None and (sizes is not None or known.dtype is None):
+            sizes = next((one.sizes for one in (follows, before) if is_known(one.sizes)), None)
+            dtype = known.dtype or follows.dtype or before.dtype
+            if dtype is None or (sizes is None and known.dtype is not None):
+                continue
+            if (value, sizes is not None) not in stated:
                 proved[value] = OpaqueType(dtype, sizes)
     return proved
 
@@ -165,7 +177,8 @@ def _computed(graph: Graph, found: Mapping[str, OpaqueType]) -> dict[str, Opaque
 
 
 def _is_unknown(node: Node, found: OpaqueType) -> bool:
-    return found == OpaqueType() or (node.domain != "" and not is_known(found.sizes))
+    # Of ONNX's own operators ONNX Runtime knows what ONNX does.
+    return found == OpaqueType() or (node.domain not in ("", ML) and not is_known(found.sizes))
 
 
 def _state(model: onnx.ModelProto, proved: Mapping[str, OpaqueType]) -> None:
@@ -210,14 +223,15 @@ def is_known(sizes: Sequence[Size] | None) -> bool:
     )
 
 
-def _stated_sizes(graph: Graph, node: Node, found: Mapping[str, OpaqueType]) -> Sizes | None:
-    """The sizes of a node's outputs that follow from its operator, where ONNX has no rule."""
+def _by_operator(
+    graph: Graph, node: Node, found: Mapping[str, OpaqueType]
+) -> tuple[OpaqueType, ...]:
+    """What follows from a node's operator of the types of its outputs, where ONNX has no rule."""
     if node.op == "Reshape":
-        return _reshaped(graph, node, found)
-    if (node.domain, node.op) not in KEEPING_SIZES:
-        return None
-    before = found.get(node.inputs[0], OpaqueType()).sizes
-    return before if is_known(before) else None
+        return (OpaqueType(sizes=_reshaped(graph, node, found)),)
+    if node.domain == ML and node.inputs:
+        return ml_types(node, found.get(node.inputs[0], OpaqueType()))
+    return ()
 
 
 def _reshaped(graph: Graph, node: Node, found: Mapping[str, OpaqueType]) -> Sizes | None:

@@ -43,6 +43,17 @@ def runtime_session(
     return ort.InferenceSession(model, options, providers, disabled_optimizers=UNWANTED)
 
 
+def output_types(model: bytes) -> list[tuple[str, str, list[int | str | None]]]:
+    """Name, type and shape of each output of a model, of which no kernel is made.
+
+    Raises   one of ORT_ERRORS
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    loaded = ort_types.InferenceSession(options, model, False, False)
+    return [(one.name, one.type, one.shape) for one in loaded.outputs_meta]
+
+
 @cache
 def runtime_operators() -> frozenset[tuple[str, str]]:
     """Domain and name of every operator that ONNX Runtime knows; its own domain is ''."""

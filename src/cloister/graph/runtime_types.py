@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from cloister.graph.element_types import ELEMENT_TYPES
 from cloister.graph.graph import Graph, OpaqueType, Size
-from cloister.graph.ort_session import ORT_ERRORS
-from cloister.graph.weights_as_inputs import WeightsAsInputs
+from cloister.graph.ort_session import ORT_ERRORS, output_types
+from cloister.graph.weights_as_inputs import model_without_weights
 
 _ELEMENTS = {
     "float": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7,
@@ -20,11 +20,11 @@ _TENSOR = re.compile(r"tensor\((\w+)\)")
 def runtime_types(graph: Graph, values: Sequence[str]) -> dict[str, OpaqueType]:
     """What ONNX Runtime knows of these values; nothing of a graph that it does not take."""
     try:
-        session = WeightsAsInputs(graph, outputs=values, inferred=True)
+        outputs = output_types(model_without_weights(graph, values, inferred=True))
     except ORT_ERRORS:
         return {}
     found = {}
-    for name, kind, shape in session.output_types():
+    for name, kind, shape in outputs:
         tensor = _TENSOR.fullmatch(kind)
         if tensor is not None and tensor[1] in _ELEMENTS:
             found[name] = OpaqueType(ELEMENT_TYPES[_ELEMENTS[tensor[1]]], _sizes(shape))

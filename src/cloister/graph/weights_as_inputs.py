@@ -6,7 +6,7 @@ where they are. The price is kernels that cannot rearrange weights beforehand, u
 right for calibration and for proofs by example, wrong for models that run more often.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,8 +22,6 @@ LARGE_BYTES = 1 << 16
 class WeightsAsInputs:
     """Runs a graph's outputs, or the ones named, in float32.
 
-    inferred   see model_bytes
-
     Raises   one of ORT_ERRORS when ONNX Runtime does not take the graph
     """
 
@@ -34,23 +32,11 @@ class WeightsAsInputs:
         outputs: Sequence[str] | None = None,
         threads: int = 1,
         optimised: bool = False,
-        inferred: bool = False,
     ) -> None:
         wanted = graph.outputs if outputs is None else tuple(outputs)
-        self._large = {
-            name: np.ascontiguousarray(array)
-            for name, array in graph.constants.items()
-            # An output cannot be an input, and only numbers are known to be shared, not copied.
-            if array.nbytes > LARGE_BYTES and array.dtype.kind in "fiu" and name not in wanted
-        }
-        types = {name: TensorType(array.dtype, array.shape) for name, array in self._large.items()}
-        skeleton = replace(
-            graph,
-            inputs=(*graph.inputs, *self._large),
-            constants={n: a for n, a in graph.constants.items() if n not in self._large},
-            types={**graph.types, **types},
-        )
-        model = model_bytes(skeleton, outputs=wanted, inferred=inferred)
+        large = _large(graph, wanted)
+        self._large = {name: np.ascontiguousarray(array) for name, array in large.items()}
+        model = model_without_weights(graph, wanted)
         self._session = runtime_session(model, threads=threads, optimised=optimised)
 
     def run(
@@ -64,6 +50,27 @@ class WeightsAsInputs:
         names = None if wanted is None else list(wanted)
         return list(self._session.run(names, {**self._large, **feeds}, options))
 
-    def output_types(self) -> list[tuple[str, str, list[int | str | None]]]:
-        """Name, type and shape of each output, as ONNX Runtime states them."""
-        return [(one.name, one.type, one.shape) for one in self._session.get_outputs()]
+
+def model_without_weights(
+    graph: Graph, outputs: Collection[str], *, inferred: bool = False
+) -> bytes:
+    """A graph as a model that takes its weights as inputs; `inferred` as of `model_bytes`."""
+    large = _large(graph, outputs)
+    types = {name: TensorType(array.dtype, array.shape) for name, array in large.items()}
+    skeleton = replace(
+        graph,
+        inputs=(*graph.inputs, *large),
+        constants={name: a for name, a in graph.constants.items() if name not in large},
+        types={**graph.types, **types},
+    )
+    return model_bytes(skeleton, outputs=tuple(outputs), inferred=inferred)
+
+
+def _large(graph: Graph, outputs: Collection[str]) -> dict[str, np.ndarray]:
+    """The constants that become inputs."""
+    return {
+        name: array
+        for name, array in graph.constants.items()
+        # An output cannot be an input, and only numbers are known to be shared, not copied.
+        if array.nbytes > LARGE_BYTES and array.dtype.kind in "fiu" and name not in outputs
+    }

@@ -29,7 +29,7 @@ def with_batch_sizes(graph: Graph) -> Graph:
     It is not separable where a shape is found that is neither.
     """
     made = (value for node in graph.nodes for value in node.outputs if value)
-    unknown = [value for value in made if not is_known(graph.sizes(value))]
+    unknown = [v for v in made if not is_known(graph.sizes(v)) and not _is_no_tensor(graph, v)]
     if not unknown:
         return graph
     batches = ONE_AND_MORE if graph.batch is None else ONE_AND_MORE[:1]
@@ -47,6 +47,10 @@ def with_batch_sizes(graph: Graph) -> Graph:
                 stated[value] = OpaqueType(types[0].dtype, sizes)
     graph = replace(graph, separable=separable, opaque={**graph.opaque, **stated})
     return with_types(graph) if stated else graph
+
+
+def _is_no_tensor(graph: Graph, value: str) -> bool:
+    return value in graph.opaque and bool(graph.opaque[value].proto)
 
 
 def _sizes(types: Sequence[TensorType], batches: Sequence[int]) -> tuple[Size, ...] | None:

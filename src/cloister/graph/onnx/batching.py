@@ -18,7 +18,7 @@ from numpy.random import Generator, default_rng  # noqa: TID251  (sample inputs,
 
 from cloister.errors import ModelError
 from cloister.graph.batch import batch_axis, batched_values, element_type, part
-from cloister.graph.graph import BATCH, Graph
+from cloister.graph.graph import BATCH, Graph, LongList
 from cloister.graph.inference import with_input_sizes, with_types
 from cloister.graph.onnx.mixing import mixes_samples
 from cloister.graph.ort_session import ORT_ERRORS
@@ -110,7 +110,8 @@ def joining_axes(graph: Graph, freed: Graph) -> dict[str, int] | None:
     if mixes_samples(freed):
         return None
     _require_tryable(graph)
-    fixed, dynamic = (WeightsAsInputs(one) for one in (graph, freed))
+    fixed = WeightsAsInputs(graph)
+    dynamic = fixed if freed is graph else WeightsAsInputs(freed)
     for size in _tried(graph):
         # Of sizes that are too small for one sample, some kernels end the process with several.
         if graph.free_sizes and not _runs(graph, fixed, {BATCH: 1}, size):
@@ -280,7 +281,8 @@ def _sample(graph: Graph, name: str, rng: Generator, numbers: Mapping[str, int])
 
 def _words(graph: Graph) -> list[str]:
     """Texts that a model tells apart: others would all have one output."""
-    lists = (value for node in graph.nodes for value in node.attributes.values())
+    values = (value for node in graph.nodes for value in node.attributes.values())
+    lists = (value.texts if isinstance(value, LongList) else value for value in values)
     words = (one for value in lists if isinstance(value, tuple) for one in value)
     return [word for word in words if isinstance(word, str)] or ["a", "b"]
 

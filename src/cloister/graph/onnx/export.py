@@ -13,7 +13,7 @@ import numpy as np
 from cloister.errors import ModelError, UnsupportedError
 from cloister.graph.captures import captured_values, every_node
 from cloister.graph.element_types import TEXT, element_number, raw_bytes
-from cloister.graph.graph import BATCH, Graph, Node, OpaqueType, Subgraph
+from cloister.graph.graph import BATCH, Graph, LongList, Node, OpaqueType, Subgraph
 
 MAX_BYTES = 2**31 - 1
 IR_VERSION = 8
@@ -45,7 +45,7 @@ class _Message:
         with np.errstate(over="ignore"):
             self._add(varint(number << 3 | FIXED32) + np.array(value, "<f4").tobytes())
 
-    def integers(self, number: int, values: Sequence[int]) -> None:
+    def integers(self, number: int, values: Sequence[int] | np.ndarray) -> None:
         """Each as `integer` writes it: a tree ensemble has millions."""
         key = np.frombuffer(varint(number << 3 | VARINT), np.uint8)
         left = np.array(values, np.int64).view(np.uint64)
@@ -63,7 +63,7 @@ class _Message:
             written[starts[here] + place] = low | np.where(sizes[here] > place + 1, 0x80, 0)
         self._add(written.tobytes())
 
-    def reals(self, number: int, values: Sequence[float]) -> None:
+    def reals(self, number: int, values: Sequence[float] | np.ndarray) -> None:
         """Each as `real` writes it."""
         key = np.frombuffer(varint(number << 3 | FIXED32), np.uint8)
         written = np.empty((len(values), len(key) + 4), np.uint8)
@@ -72,6 +72,15 @@ class _Message:
             data = np.array(values, "<f4").reshape(-1, 1)
         written[:, len(key) :] = data.view(np.uint8)
         self._add(written.tobytes())
+
+    def texts(self, number: int, values: LongList) -> None:
+        """Each as `data` writes it."""
+        written = []
+        for text in values.texts:
+            one = _Message()
+            one.data(number, text.encode() if isinstance(text, str) else text)
+            written.append(one.to_bytes())
+        self._add(b"".join(map(written.__getitem__, values.values.tolist())))
 
     def data(self, number: int, data: bytes | memoryview) -> None:
         """Bytes."""
@@ -235,12 +244,17 @@ def _attribute(node: Node, name: str, value: object) -> _Message:
             kind = TYPE
         case tuple():
             kind = _kind_of_all(node, name, value)
+        case LongList():
+            kind = _kind_of_list(value)
         case _:
             raise _unwritable(node, name)
-    if isinstance(value, tuple) and kind == INTS:
-        attribute.integers(kind[0], value)
-    elif isinstance(value, tuple) and kind == FLOATS:
-        attribute.reals(kind[0], value)
+    entries = value.values if isinstance(value, LongList) else value
+    if isinstance(value, LongList) and value.texts:
+        attribute.texts(kind[0], value)
+    elif isinstance(entries, tuple | np.ndarray) and kind == INTS:
+        attribute.integers(kind[0], entries)
+    elif isinstance(entries, tuple | np.ndarray) and kind == FLOATS:
+        attribute.reals(kind[0], entries)
     else:
         for one in value if isinstance(value, tuple) else (value,):
             _add_value(attribute, kind[0], one, name)
@@ -257,6 +271,12 @@ def _kind_of_all(node: Node, name: str, values: tuple[object, ...]) -> tuple[int
         if all(isinstance(value, types) for value in values):
             return kind
     raise _unwritable(node, name)
+
+
+def _kind_of_list(value: LongList) -> tuple[int, int]:
+    if value.texts:
+        return STRINGS
+    return FLOATS if value.values.dtype.kind == "f" else INTS
 
 
 def _unwritable(node: Node, name: str) -> ModelError:

@@ -11,7 +11,7 @@ from onnx import checker, helper, numpy_helper
 
 from cloister.base.reading import parsing
 from cloister.errors import ModelError, UnsupportedError, one_line, printable
-from cloister.graph.graph import SAMPLES, Graph, Node, Subgraph
+from cloister.graph.graph import ML, SAMPLES, Graph, LongList, Node, Subgraph
 from cloister.graph.inference import opaque_type, with_types
 from cloister.graph.legality import READS_A_FILE, check
 from cloister.graph.onnx.batch_sizes import with_batch_sizes
@@ -33,6 +33,8 @@ from cloister.graph.onnx.symbols import batch_choices, linear_weights, require_f
 from cloister.graph.ort_session import ORT_ERRORS, runtime_session
 from cloister.graph.passes.padding import with_explicit_padding
 
+MANY = 1 << 12
+"""Entries from which on a list is a LongList."""
 NO_DIMS: Mapping[str, int] = {}
 FLOAT = onnx.TensorProto.FLOAT
 MAX_DENSE, MAX_ALL_DENSE = 2**24, 2**28
@@ -286,6 +288,8 @@ def _named(protos: Iterable[onnx.NodeProto]) -> Iterator[Node]:
 
 
 def _node(proto: onnx.NodeProto, name: str) -> Node:
+    # No pass reads these lists of ai.onnx.ml, and tree ensembles have millions of entries.
+    read = _list_or_other if proto.domain == ML else _attribute
     return Node(
         name=name,
         op=proto.op_type,
@@ -293,10 +297,26 @@ def _node(proto: onnx.NodeProto, name: str) -> Node:
         outputs=tuple(proto.output),
         attributes={
             **STATED.get(proto.op_type, {}),
-            **dict(_attribute(one, name) for one in proto.attribute),
+            **dict(read(one, name) for one in proto.attribute),
         },
         domain=standard_domain(proto.domain),
     )
+
+
+def _list_or_other(proto: onnx.AttributeProto, node: str) -> tuple[str, object]:
+    """Name and value of an attribute; a long list as such."""
+    if max(len(proto.ints), len(proto.floats), len(proto.strings)) < MANY:
+        return _attribute(proto, node)
+    match proto.type:
+        case onnx.AttributeProto.FLOATS:
+            return proto.name, LongList(np.array(proto.floats, np.float32))
+        case onnx.AttributeProto.INTS:
+            return proto.name, LongList(np.array(proto.ints, np.int64))
+        case onnx.AttributeProto.STRINGS:
+            positions: dict[bytes, int] = {}
+            values = [positions.setdefault(one, len(positions)) for one in proto.strings]
+            return proto.name, LongList(np.array(values, np.int64), _texts(positions))
+    return _attribute(proto, node)
 
 
 def _attribute(proto: onnx.AttributeProto, node: str) -> tuple[str, object]:

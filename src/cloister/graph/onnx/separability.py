@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from cloister.errors import ModelError
 from cloister.graph.captures import captured_values
-from cloister.graph.graph import BATCH, Graph, Node
+from cloister.graph.graph import BATCH, ML, Graph, Node
+from cloister.graph.ml_operators import computes_by_rows
 from cloister.graph.onnx.batching import joining_axes
 from cloister.graph.onnx.mixing import carries_batch, may_be_batch
 from cloister.graph.ops.linear_nodes import is_linear
@@ -20,10 +21,10 @@ from cloister.graph.ort_session import ORT_ERRORS
 ALIGNED = frozenset(("Add", "Div", "Mul", "PRelu", "Sub"))
 SEPARATE = frozenset(
     (
-        "AveragePool", "BatchNormalization", "Clip", "Conv", "ConvTranspose", "Dropout", "Elu",
-        "Erf", "Flatten", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish",
-        "Identity", "LeakyRelu", "LRN", "MaxPool", "Neg", "Relu", "Reshape", "Sigmoid", "Sqrt",
-        "Squeeze", "Tanh", "Unsqueeze",
+        "AveragePool", "BatchNormalization", "Cast", "Clip", "Conv", "ConvTranspose", "Dropout",
+        "Elu", "Erf", "Flatten", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid",
+        "HardSwish", "Identity", "LeakyRelu", "LRN", "MaxPool", "Neg", "Relu", "Reshape", "Sigmoid",
+        "Sqrt", "Squeeze", "Tanh", "Unsqueeze",
     )
 )  # fmt: skip
 SEPARATE_OFF_AXIS_0 = {"Concat": 0, "Softmax": -1, "LogSoftmax": -1}
@@ -42,7 +43,8 @@ def with_separability(graph: Graph) -> Graph:
     if any((graph.sizes(name) or ()).count(BATCH) > 1 for name in graph.inputs):
         return replace(graph, separable=False)
     if all(_is_separate(graph, node) for node in graph.nodes):
-        return graph
+        maps = {value for node in graph.nodes if _makes_maps(node) for value in node.outputs}
+        return replace(graph, joins={name: 0 for name in graph.outputs if name in maps})
     if any(array.dtype.kind != "f" for array in graph.defaults.values()):
         # Another axis or size than that of the default might mix samples.
         return replace(graph, separable=False)
@@ -64,9 +66,12 @@ def _is_separate(graph: Graph, node: Node) -> bool:
     carrying = [i for i, value in enumerate(read) if carries_batch(graph, value)]
     if not carrying:
         return True
-    values = [read[i] for i in carrying] + [value for value in node.outputs if value]
+    values = [read[i] for i in carrying]
+    values += [value for value in node.outputs if value and not _makes_maps(node)]
     if not all(_has_batch_first(graph, value) for value in values):
         return False
+    if computes_by_rows(node, graph.sizes(node.inputs[0])):
+        return carrying == [0]
     # In training, batch normalisation has the mean and variance of the batch.
     if node.domain or node.attributes.get("training_mode", 0):
         return False
@@ -79,6 +84,11 @@ def _is_separate(graph: Graph, node: Node) -> bool:
         axis = node.attributes.get("axis", SEPARATE_OFF_AXIS_0[node.op])
         return isinstance(axis, int) and axis % rank != 0
     return node.op in ALIGNED
+
+
+def _makes_maps(node: Node) -> bool:
+    """Whether a node makes a list with a map for each sample."""
+    return (node.domain, node.op) == (ML, "ZipMap")
 
 
 def _has_batch_first(graph: Graph, value: str) -> bool:

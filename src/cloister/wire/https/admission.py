@@ -39,6 +39,7 @@ class ServerLimits:
     body_s        for a body, besides its bytes at `bytes_per_s`; the same for an answer
     wait_s        for a share of bytes, memory or threads
     body_bytes    of all requests in flight; `memory_bytes` for the work on them
+    per_share     of these two no caller gets more than this part
     """
 
     connections: int = 384
@@ -52,6 +53,7 @@ class ServerLimits:
     wait_s: float = 30.0
     body_bytes: int = 1 << 29
     memory_bytes: int = 1 << 31
+    per_share: int = 2
     threads: int = 32
 
     def within(self, descriptors: int) -> "ServerLimits":

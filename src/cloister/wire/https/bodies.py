@@ -102,9 +102,9 @@ def encode(body: Body) -> bytes:
             raise ProtocolError(f"message: a tensor {tensor.dtype} {tensor.shape} cannot be sent")
         specs.append(_TENSOR.pack(code, tensor.ndim, 0, 0))
         specs.append(struct.pack(f"<{tensor.ndim}Q", *tensor.shape))
-        pieces.append(tensor.tobytes())
+        pieces.append(np.ascontiguousarray(tensor).data)
     head = PRELUDE.pack(
-        MAGIC, FORMAT_VERSION, len(pieces), 0, len(described), sum(map(len, pieces))
+        MAGIC, FORMAT_VERSION, len(pieces), 0, len(described), sum(one.nbytes for one in pieces)
     )
     return b"".join((head, described, *specs, *pieces))
 

@@ -40,11 +40,22 @@ BUSY_PAUSE_S = 1.0
 class CertificateDigest:
     """SHA-256 of a server's certificate, where the certificate itself is not at hand.
 
-    value   None: any certificate is accepted. For attested conversations alone, which seal what
-            they send to a machine that has proved itself, whoever ends the TLS connection.
+    Raises   InputError
     """
 
-    value: bytes | None
+    value: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.value) != hashlib.sha256().digest_size:
+            raise InputError(f"certificate: its SHA-256 has 32 bytes, not {len(self.value)}")
+
+
+class InsecureAnyCertificate:
+    """Accept whatever certificate a server shows: TLS then protects nothing.
+
+    For attested sessions alone, which seal what they send to a machine that has proved itself,
+    whoever ends the TLS connection.
+    """
 
 
 class HttpsClient:
@@ -54,7 +65,7 @@ class HttpsClient:
         self,
         url: str,
         *,
-        certificate: bytes | CertificateDigest,
+        certificate: bytes | CertificateDigest | InsecureAnyCertificate,
         token: str | None = None,
         timeout_s: float = ANSWER_TIMEOUT_S,
         retry_for_s: float = RETRY_FOR_S,
@@ -63,7 +74,7 @@ class HttpsClient:
     ) -> None:
         """Prepare to call; nothing is sent yet.
 
-        certificate   in DER, or its digest: pinned
+        certificate   in DER, or its digest: pinned; or any
         unavailable   the class of this service's errors when it cannot be reached or is busy
         Raises   InputError when the address is not one
         """
@@ -72,13 +83,14 @@ class HttpsClient:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._context.minimum_version = ssl.TLSVersion.TLSv1_3
         self._context.check_hostname = False  # the pinned certificate is the name
-        if isinstance(certificate, CertificateDigest):
-            # The library can compare names and issuers alone; `_check_pin` compares the digest.
-            self._context.verify_mode = ssl.CERT_NONE
-            self._pin = certificate.value
-        else:
+        self._pin: bytes | None
+        if isinstance(certificate, bytes):
             self._context.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(certificate))
             self._pin = hashlib.sha256(certificate).digest()
+        else:
+            # The library compares names and issuers alone; `_check_pin` compares the digest.
+            self._context.verify_mode = ssl.CERT_NONE
+            self._pin = certificate.value if isinstance(certificate, CertificateDigest) else None
         self._headers = {"Content-Type": CONTENT_TYPE}
         if token is not None:
             self.show(token)

@@ -48,8 +48,12 @@ class HttpsServer:
             admit=admit,
             limits=limits,
             crowd=Crowd(limits),
-            bodies=Shares(limits.body_bytes, limits.body_bytes // 2, wait_s=limits.wait_s),
-            memory=Shares(limits.memory_bytes, limits.memory_bytes // 2, wait_s=limits.wait_s),
+            bodies=Shares(
+                limits.body_bytes, limits.body_bytes // limits.per_share, wait_s=limits.wait_s
+            ),
+            memory=Shares(
+                limits.memory_bytes, limits.memory_bytes // limits.per_share, wait_s=limits.wait_s
+            ),
             turns=Shares(limits.threads, max(1, limits.threads // SHARE), wait_s=limits.wait_s),
             workers=concurrent.futures.ThreadPoolExecutor(limits.threads, "https"),
             readers=concurrent.futures.ThreadPoolExecutor(READER_THREADS, "https-reader"),
