@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from cloister.base.rng import SystemRandom
 from cloister.bundle.bundle_keys import create_keys
 from cloister.trusted import remote_session
 from trusted.runtimes import Played
+
+ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
@@ -82,9 +85,8 @@ def test_a_machine_starts_without_environment_and_runs_models(
 
 def test_a_machine_runs_a_bundle_that_the_caller_cannot_open(cloister, played):
     pytest.importorskip("ziglang")
-    root = Path(__file__).parents[2]
-    shutil.copy(root / "src/cloister/examples/digits.onnx", ".")
-    shutil.copytree(root / "examples/digits", "digits")
+    shutil.copy(ROOT / "src/cloister/examples/digits.onnx", ".")
+    shutil.copytree(ROOT / "examples/digits", "digits")
     create_keys(Path("vendor"), rng=SystemRandom())
     for command in (
         ("plan", "digits.onnx", "--last", 2, "--queries", 20, "--calibration", "digits",
@@ -107,6 +109,103 @@ def test_a_machine_runs_a_bundle_that_the_caller_cannot_open(cloister, played):
         assert "--key: is decided by the operator" in refused.err
         refused = cloister("run", "digits.onnx", "digits", *where)
         assert "this machine runs bundle" in refused.err
+
+
+SEALED = (
+    "plan digits.onnx --policy enclave --last 2 --out vendor/digits.plan",
+    "bundle seal vendor/digits.module --plan vendor/digits.plan --key vendor/content.key "
+    "--signer vendor/vendor.key --out digits.bundle",
+    "broker init broker --bundle digits.bundle --key vendor/content.key "
+    "--vendor vendor/vendor.pub --policy machine.toml",
+)
+ISSUE = "license issue acme.lic --bundle digits.bundle --signer vendor/vendor.key --license acme-7"
+
+
+@pytest.fixture
+def vendor(cloister, played):
+    """A vendor's keys, bundle and broker; the certificate of the broker."""
+    pytest.importorskip("ziglang")
+    shutil.copy(ROOT / "src/cloister/examples/digits.onnx", ".")
+    shutil.copytree(ROOT / "examples/digits", "digits")
+    create_keys(Path("vendor"), rng=SystemRandom())
+    for command in SEALED:
+        ran = cloister(*command.split())
+        assert ran.code == 0, ran
+    shown = cloister("broker", "ledger", "broker", "--json").out
+    return re.search(r'"certificate": "(\w+)"', shown)[1]
+
+
+def issue(cloister, *options):
+    given = ("--not-after", "2999-12-31T00:00Z", "--outputs", "label", "--quota", 15, *options)
+    ran = cloister(*ISSUE.split(), *given)
+    assert ran.code == 0, ran
+
+
+def bought(cloister, url, policy="machine.toml"):
+    """A run of the bundle at a machine: its document, or its error."""
+    ran = cloister(
+        "run", "digits.bundle", "digits", "--vendor", "vendor/vendor.pub", "--trusted", url,
+        "--appraisal", policy, "--receipts", "receipts", "--json",
+    )  # fmt: skip
+    return json.loads(ran.out) if ran.code == 0 else ran.err.replace("\n", " ")
+
+
+def labels(cloister):
+    plain = json.loads(
+        cloister("run", "digits.onnx", "digits", "--policy", "enclave", "--json").out
+    )
+    return [int(np.argmax(*one["values"].values())) for one in plain["outputs"]]
+
+
+def test_a_machine_sells_outputs_of_a_ticket(cloister, played, vendor):
+    issue(cloister, "--insecure-file-counter")
+    bundle = ("--bundle", "digits.bundle", "--vendor", "vendor/vendor.pub", "--key",
+              "vendor/content.key", "--ticket", "acme.lic", "--meter", "meter",
+              "--insecure-file-counter", "count")  # fmt: skip
+    with serving("--insecure-simulated", played.key, *bundle) as (_, url, _):
+        found = bought(cloister, url)
+        assert [next(iter(one["values"].values())) for one in found["outputs"]] == labels(cloister)
+        assert Path(found["receipt"]).parent == Path("receipts")
+        assert "5 of its 15 outputs are left, and 10 are asked for" in bought(cloister, url)
+        # The ticket is the machine's: a caller gives none.
+        refused = cloister(
+            "run",
+            "digits.bundle",
+            "digits",
+            "--vendor",
+            "vendor/vendor.pub",
+            "--trusted",
+            url,
+            "--appraisal",
+            "machine.toml",
+            "--ticket",
+            "acme.lic",
+        )
+        assert "--ticket: is spent by the --trusted machine" in refused.err
+    shown = cloister("license", "show", "acme.lic", "--vendor", "vendor/vendor.pub", "--receipts",
+                     "receipts", "--json")  # fmt: skip
+    assert shown.code == 0, shown
+
+
+def test_a_broker_releases_the_key_to_a_machine(cloister, played, vendor):
+    issue(cloister, "--broker", vendor)
+    command = [sys.executable, "-m", "cloister", "broker", "serve", "broker", "--listen",
+               "127.0.0.1:0"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        broker = process.stdout.readline().split()[-1]
+        bundle = ("--bundle", "digits.bundle", "--vendor", "vendor/vendor.pub", "--broker", broker,
+                  "--ticket", "acme.lic", "--meter", "meter")  # fmt: skip
+        try:
+            with serving("--insecure-simulated", played.key, *bundle) as (_, url, lines):
+                found = bought(cloister, url)
+                told = [next(iter(one["values"].values())) for one in found["outputs"]]
+                assert told == labels(cloister)
+                ledger = json.loads(cloister("broker", "ledger", "broker", "--json").out)
+        finally:
+            process.terminate()
+    (entry,) = [one for one in ledger["entries"] if one["kind"] == "release"]
+    assert entry["manifest"] == lines[2].split()[-1]  # of the machine that serves
+    assert [one["count"] for one in ledger["counters"]] == [10]
 
 
 @pytest.mark.parametrize(

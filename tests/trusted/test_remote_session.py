@@ -1,18 +1,24 @@
 """A session whose trusted side is another machine gives what a session here gives."""
 
 import warnings
+from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 import nets
 from bundle.bundles import KEY, SIGNER, VENDOR
 from cloister.attest.appraiser import Appraiser
+from cloister.attest.attested_client import AttestedClient
+from cloister.attest.handshake import Verifier
+from cloister.attest.handshake_messages import Direction
 from cloister.attest.policy import Policy
 from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.base.rng import SystemRandom
-from cloister.bundle.bundle_header import BundleHeader
+from cloister.bundle.bundle_keys import BundleKey
 from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.errors import (
     AttestationError,
@@ -21,16 +27,23 @@ from cloister.errors import (
     ClipWarning,
     InputError,
     PlanError,
+    ProtocolError,
     RangeError,
     ServiceUnavailable,
     ShapeError,
+    TicketError,
 )
 from cloister.plan import policies
 from cloister.plan.claims import MEMORY, Extent, Role
+from cloister.tickets.receipt import Receipt
+from cloister.trusted import runtime_service
 from cloister.trusted.hosted_session import BundleKeys, HostSettings
+from cloister.trusted.metered_session import MeteredResult, bought_result
+from cloister.trusted.packed_values import pack
 from cloister.trusted.query_counter import QueryCounter
 from cloister.trusted.runtime_service import RuntimeLimits, ServedBundle
 from cloister.trusted.session import Session
+from tickets.licences import MemoryCounter, meter, ticket
 from trusted.modules import planned_end
 from trusted.runtimes import MEASUREMENT, Played
 from trusted.test_hosted_session import free_plan, images, plan_of
@@ -305,21 +318,33 @@ def test_no_more_sessions_than_there_may_be(played, policy):
 # ---- bundles
 
 
-@pytest.fixture
-def bundled(tmp_path):
-    """A machine that serves a bundle of six queries; its policy, and the plan."""
-    made = planned_end(nets.chain(), queries=6)
+@contextmanager
+def serving_bundle(tmp_path, *, metered=False, license_name=None):
+    """A machine that serves a bundle of six queries, or one that a ticket meters."""
+    made = planned_end(nets.chain(), queries=None if metered else 6)
     path = tmp_path / "net.bundle"
     header = SealedBundle.seal(
         path, made.plan, made.module, content_key=KEY, signer=SIGNER, version=1, rng=SystemRandom()
     )
-    assert isinstance(header, BundleHeader)
-    counter = QueryCounter.create(tmp_path / "queries")
-    keys = BundleKeys(path, KEY, VENDOR.public_bytes_raw(), "onnxruntime", counter.path)
-    manifest = RuntimeManifest("1.0", (), bundle=header.bundle_id.hex())
+    counter = None if metered else QueryCounter.create(tmp_path / "queries").path
+    key = BundleKey.derive(KEY, bundle_id=header.bundle_id).key
+    public = VENDOR.public_bytes_raw()
+    keys = BundleKeys(path, header.bundle_id, key, public, "onnxruntime", counter)
+    paid = None
+    if metered:
+        bought = ticket(bundle_id=header.bundle_id)
+        paid = meter(tmp_path / "meter", bought, bundle=header, counter=MemoryCounter())
+        license_name = license_name or bought.license
+    manifest = RuntimeManifest("1.0", (), bundle=header.bundle_id.hex(), license=license_name or "")
     played = Played(tmp_path / "machine", manifest=manifest)
-    with played.serving(bundle=ServedBundle(made.plan, keys)) as service:
-        yield service.url, played.policy(), made
+    with played.serving(bundle=ServedBundle(made.plan, keys, paid)) as service:
+        yield service, played.policy(), made, paid
+
+
+@pytest.fixture
+def bundled(tmp_path):
+    with serving_bundle(tmp_path) as (service, policy, made, _):
+        yield service.url, policy, made
 
 
 def test_the_hidden_end_of_a_bundle_runs_there(bundled):
@@ -341,3 +366,89 @@ def test_a_machine_with_a_bundle_runs_no_other_plan(bundled, url, policy):
         Session(other.plan, trusted=there, appraisal=asked)
     with pytest.raises(PlanError, match="serves no bundle that has its module"):
         Session(made.plan, trusted=url, appraisal=policy)
+
+
+# ---- tickets
+
+
+@pytest.fixture
+def metered(tmp_path):
+    with serving_bundle(tmp_path, metered=True) as found:
+        yield found
+
+
+def test_outputs_are_bought_with_a_ticket_and_come_with_a_receipt(metered):
+    service, policy, made, paid = metered
+    (name,) = made.plan.graph.outputs
+    with Session(made.plan, trusted=service.url, appraisal=policy) as session:
+        result = session.run(FEEDS)
+        assert isinstance(result, MeteredResult)
+        (given,) = FEEDS
+        again = session.run({given: one[None]} for one in FEEDS[given])
+    plain = made.whole.outputs[0]
+    assert result.outputs[name].dtype == np.int64
+    assert result.outputs[name].shape == (3,)
+    np.testing.assert_array_equal(again.outputs[name], result.outputs[name])
+    assert plain == name
+    assert result.report.appraisal.manifest is not None
+    receipts = [Receipt.verify(one.receipt.data, signer=signer(paid)) for one in (result, again)]
+    assert [one.serials for one in receipts] == [range(100, 103), range(103, 106)]
+    assert paid.left() == 4
+
+
+def signer(paid):
+    return Ed25519PublicKey.from_public_bytes(paid.receipt_key)
+
+
+def test_what_a_ticket_does_not_buy_is_not_computed(metered):
+    service, policy, made, paid = metered
+    many = {name: np.concatenate([value] * 4) for name, value in FEEDS.items()}
+    with Session(made.plan, trusted=service.url, appraisal=policy) as session:
+        with pytest.raises(BudgetError, match="10 of its 10 outputs are left, and 12"):
+            session.run(many)
+        assert paid.left() == 10
+        paid.spend(10, bytes(32))
+        with pytest.raises(BudgetError, match="0 of its 10 outputs"):
+            session.run(FEEDS)
+
+
+def test_a_caller_that_says_less_than_it_asks_for_gets_nothing(metered):
+    service, policy, made, paid = metered
+    paid.spend(8, bytes(32))
+    start = partial(Verifier, Appraiser(policy), direction=Direction.CALLEE, rng=SystemRandom())
+    with AttestedClient(service.url, start=start) as client:
+        client.call("open", {"digest": made.plan.digest.hex()})
+        data = (np.frombuffer(pack(FEEDS), np.uint8),)
+        with pytest.raises(BudgetError, match="2 of its 10 outputs are left, and 3"):
+            client.call("run", {"inputs": 1}, data)
+        with pytest.raises(ProtocolError, match="'inputs'"):
+            client.call("run", {}, data)
+    assert paid.left() == 2
+
+
+@pytest.mark.parametrize("change", ["no receipt", "other outputs"])
+def test_outputs_without_their_receipt_are_refused(change, metered, monkeypatch):
+    service, policy, made, _ = metered
+
+    def bought(result, meter, *, rng):
+        if change == "no receipt":
+            return result
+        found = bought_result(result, meter, rng=rng)
+        (value,) = found.outputs.values()
+        value[0] += 1
+        return found
+
+    monkeypatch.setattr(runtime_service, "bought_result", bought)
+    with (
+        Session(made.plan, trusted=service.url, appraisal=policy) as session,
+        pytest.raises(TicketError, match="receipt"),
+    ):
+        session.run(FEEDS)
+
+
+def test_a_manifest_and_a_key_of_receipts_go_together(tmp_path):
+    with (
+        serving_bundle(tmp_path, license_name="acme") as (service, policy, made, _),
+        pytest.raises(ProtocolError, match="contradict each other"),
+    ):
+        Session(made.plan, trusted=service.url, appraisal=policy)

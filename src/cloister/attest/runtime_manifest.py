@@ -38,7 +38,6 @@ class RuntimeManifest:
     bundle        the id of the bundle it runs, in hexadecimal digits; empty: plans of its clients
     vendor        the public key whose bundles and tickets it accepts; empty without a bundle
     license       of its ticket; empty without one
-    receipt_key   the public key that signs its receipts; empty without a ticket
     """
 
     version: str
@@ -47,13 +46,12 @@ class RuntimeManifest:
     bundle: str = ""
     vendor: str = ""
     license: str = ""
-    receipt_key: str = ""
 
     @staticmethod
     def of_this_process(version: str, **more: str) -> "RuntimeManifest":
         """The manifest of the process that asks.
 
-        more   bundle, vendor, license, receipt_key
+        more   bundle, vendor, license
 
         Raises   AttestationError when it has an environment
         """

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from cloister.attest.clock import SYSTEM_CLOCK
 from cloister.attest.verified_evidence import Format
-from cloister.base.identity import CERTIFICATE_FILE
 from cloister.base.reading import parsing
 from cloister.base.rng import SystemRandom
 from cloister.broker import broker_folder, broker_service, release_ledger
@@ -97,8 +96,8 @@ def init(
         rng=SystemRandom(),
     )
     console = out()
-    console.print(f"{folder / CERTIFICATE_FILE}  name it in tickets: license issue --broker FILE")
     console.print(f"certificate {digest.hex()}", soft_wrap=True)
+    console.print("tickets name it: cloister license issue --broker SHA256")
     console.print(f"next: cloister broker serve {folder} --listen HOST:PORT", soft_wrap=True)
     err().print(
         "note: keep the folder to yourself and never put back an old copy of it: its ledger would "

@@ -8,11 +8,11 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
-ATTESTED = ["trusted", "serve"]
-"""The verb whose process proves how it was started."""
+SERVE, RUN, BROKER = ["trusted", "serve"], ["run"], "--broker"
 
 
 def run() -> int:
@@ -21,13 +21,19 @@ def run() -> int:
     # One that is ignored stays ignored: a shell's background jobs.
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
-    if sys.argv[1:3] == ATTESTED:
+    if _proves_itself(sys.argv[1:]):
         importlib.import_module("cloister.attest.runtime_manifest").restart_isolated(sys.argv[1:])
     loaded = importlib.import_module("cloister.cli.main")
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, before)
     code: int = loaded.main()
     return code
+
+
+def _proves_itself(arguments: Sequence[str]) -> bool:
+    """Whether the process proves to others how it was started."""
+    asked = (one.partition("=")[0] for one in arguments)
+    return list(arguments[:2]) == SERVE or (list(arguments[:1]) == RUN and BROKER in asked)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

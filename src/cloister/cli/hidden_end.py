@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from cloister.bundle.bundle_keys import load_content_key, load_vendor
+from cloister.bundle.bundle_keys import BundleKey, load_content_key, load_vendor
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.cli import options
@@ -120,8 +120,10 @@ class BundleTrust:
     vendor: PinnedVendor = None
     at_least: OldestVersion = None
 
-    def open(self, path: str, key: Path | None) -> tuple[SealedBundle, CompiledModule]:
+    def open(self, path: str, key: Path | BundleKey | None) -> tuple[SealedBundle, CompiledModule]:
         """A bundle and its module.
+
+        key   the file of the content key, or the key that a broker has released
 
         Raises   InputError for keys that are missing, BundleError
         """
@@ -132,7 +134,7 @@ class BundleTrust:
             )
         return SealedBundle.verify_and_open(
             Path(path),
-            load_content_key(key),
+            key if isinstance(key, BundleKey) else load_content_key(key),
             vendor=load_vendor(self.vendor),
             at_least=self.at_least or 1,
         )

@@ -1,21 +1,28 @@
 """Options of runs whose outputs a ticket buys."""
 
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cloister.attest.clock import SYSTEM_CLOCK
+from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.base.rng import SystemRandom
+from cloister.broker.broker_client import BrokerClient
+from cloister.broker.lease_counter import LeaseCounter, meter_id
 from cloister.bundle.bundle_header import BundleHeader
 from cloister.bundle.bundle_keys import load_content_key, load_vendor
+from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.cli import options
+from cloister.cli.attester_options import attester_of
 from cloister.errors import InputError
 from cloister.tickets.insecure_file_counter import InsecureFileCounter
 from cloister.tickets.local_meter import local_meter_key
+from cloister.tickets.monotonic_counter import MonotonicCounter
 from cloister.tickets.receipt_files import save_receipt
-from cloister.tickets.ticket import Ticket
+from cloister.tickets.ticket import KIND, CounterKind, Ticket, read_document
 from cloister.tickets.ticket_meter import TicketMeter
 from cloister.trusted.metered_session import MeteredResult
 
@@ -39,6 +46,16 @@ MeterFolder = Annotated[
         rich_help_panel=TICKETS,
     ),
 ]
+BrokerUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--broker",
+        metavar="URL",
+        help="The vendor's key broker, which releases the bundle's key. The process starts itself "
+        "anew with an empty environment, and proves this machine to the broker.",
+        rich_help_panel=TICKETS,
+    ),
+]
 FileCounter = Annotated[
     Path | None,
     typer.Option(
@@ -56,37 +73,96 @@ class License:
 
     ticket: TicketFile = None
     meter: MeterFolder = None
+    broker: BrokerUrl = None
     insecure_file_counter: FileCounter = None
 
+    def client(
+        self, bundle: str, *, vendor: Path | None, key: Path | None, machine: Path | None
+    ) -> BrokerClient | None:
+        """A connection to the broker that releases the keys; None: a key file is given.
+
+        machine   the key of a machine that is played
+
+        Raises   InputError for options that are missing, TicketError, AttestationError where
+                 nothing proves this machine
+        """
+        if self.broker is None:
+            return None
+        options.refuse_given("the broker releases the key; leave it out", {"--key": key})
+        if self.ticket is None or self.meter is None or vendor is None:
+            raise InputError(
+                f"--broker {self.broker}: give --ticket FILE, --meter DIR, where it is spent, and "
+                "--vendor of the bundle"
+            )
+        public, rng = load_vendor(vendor), SystemRandom()
+        ticket = Ticket.read(self.ticket, vendor=public)
+        header = SealedBundle.show(Path(bundle))
+        # Before the broker counts a release: a key of another bundle would be of no use.
+        ticket.require_bundle(header.bundle_id, vendor=header.vendor)
+        manifest = RuntimeManifest.of_this_process(
+            version("cloister"),
+            bundle=ticket.bundle_id.hex(),
+            vendor=ticket.vendor.hex(),
+            license=ticket.license,
+        )
+        return BrokerClient(
+            self.broker,
+            read_document(self.ticket, KIND),
+            vendor=public,
+            attester=attester_of(machine, rng=rng),
+            manifest=manifest.to_bytes(),
+            meter=meter_id(self.meter, rng=rng),
+            rng=rng,
+        )
+
     def open(
-        self, bundle: BundleHeader, *, vendor: Path | None, key: Path | None
+        self,
+        bundle: BundleHeader,
+        *,
+        vendor: Path | None,
+        key: Path | None,
+        client: BrokerClient | None,
     ) -> TicketMeter | None:
         """The meter of a bundle's outputs; None: no ticket is given.
+
+        client   of the broker that released the keys; None: the content key is in a file
 
         Raises   InputError for options that are missing, TicketError, MeterError
         """
         if self.ticket is None:
             self.refuse_any("goes with --ticket; give that too, or leave it out")
             return None
-        if self.meter is None or vendor is None or key is None:
-            raise InputError(
-                f"--ticket {self.ticket}: give --meter DIR, where it is spent, and --vendor and "
-                "--key of the bundle"
-            )
-        ticket = Ticket.read(self.ticket, vendor=load_vendor(vendor))
-        if self.insecure_file_counter is None:
-            raise InputError(
-                f"--ticket {self.ticket}: is metered by a counter of kind {ticket.counter.kind}; "
-                "name the counter"
-            )
+        missing = InputError(
+            f"--ticket {self.ticket}: give --meter DIR, where it is spent, and --vendor and --key "
+            "of the bundle, or --broker URL"
+        )
+        if self.meter is None:
+            raise missing
+        if client is not None:
+            ticket, meter_key = client.ticket, client.release().meter_key
+        elif vendor is not None and key is not None:
+            ticket = Ticket.read(self.ticket, vendor=load_vendor(vendor))
+            meter_key = local_meter_key(load_content_key(key), ticket)
+        else:
+            raise missing
         return TicketMeter.open(
             self.meter,
             ticket,
             bundle=bundle,
-            key=local_meter_key(load_content_key(key), ticket),
-            counter=InsecureFileCounter.open(self.insecure_file_counter),
+            key=meter_key,
+            counter=self._counter(ticket, client),
             clock=SYSTEM_CLOCK,
             rng=SystemRandom(),
+        )
+
+    def _counter(self, ticket: Ticket, client: BrokerClient | None) -> MonotonicCounter:
+        if self.insecure_file_counter is not None:
+            return InsecureFileCounter.open(self.insecure_file_counter)
+        if client is not None and ticket.counter.kind is CounterKind.LEASE:
+            return LeaseCounter(client)
+        raise InputError(
+            f"--ticket {self.ticket}: is metered by a counter of kind {ticket.counter.kind}; "
+            "name the counter"
         )
 
     def save(self, result: MeteredResult) -> Path:

@@ -13,9 +13,11 @@ from cloister.attest.appraiser import Appraiser
 from cloister.base import files
 from cloister.base.rng import SystemRandom
 from cloister.base.sizes import human_bytes
+from cloister.broker.broker_client import BrokerClient
 from cloister.bundle.bundle_header import is_bundle_file
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.cli import hidden_end, options, plan_goals
+from cloister.cli.attester_options import SimulatedMachineKey
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
 from cloister.cli.license_options import License
@@ -300,6 +302,7 @@ class PlannedRun:
 
     pinned   whether the caller has made or named exactly this plan
     meter    of the ticket that buys the outputs, if one is needed
+    release  what the vendor's key broker has recorded of it, if there is one
     """
 
     plan: Plan
@@ -308,10 +311,12 @@ class PlannedRun:
     modules: Mapping[str, CompiledModule]
     pinned: bool = True
     meter: TicketMeter | None = None
+    release: Mapping[str, object] | None = None
 
 
 @options.grouped
 def run(
+    context: typer.Context,
     model: options.ModelPlanOrBundle,
     inputs: options.InputFiles,
     given: options.ModelInputs,
@@ -332,13 +337,15 @@ def run(
     to: OutputFile = None,
     transcript: TranscriptFile = None,
     on_clip: options.OnClipChoice = None,
+    insecure_simulated: SimulatedMachineKey = None,
     json: options.Json = False,
 ) -> None:
     """Run a model on inputs: private, verified, or both, with an untrusted worker.
 
     Its last layers may be hidden (--last, --from): a compiled module runs them in a process of its
     own. A bundle has the plan and the module of a vendor, whose signature pins the plan: name the
-    policy or the digest as well to choose how your inputs are protected.
+    policy or the digest as well to choose how your inputs are protected. With --broker, the vendor
+    releases its key to a machine that proves itself.
 
     With --trusted, all of it runs on another machine, which has to prove what --appraisal asks for
     before it gets the plan or an input.
@@ -368,11 +375,16 @@ def run(
         if path is not None:
             _require_place(option, path, *suffixes)
     names = read_labels(labels) if labels else ()
+    if bought.broker is None:
+        options.refuse_given("goes with --broker", {"--insecure-simulated": insecure_simulated})
     if is_bundle_file(model):
         end.refuse_any("is decided by the bundle; leave it out")
         options.refuse_given("goes with a plan, not a bundle", {"--module": module, "--pads": pads})
+        client = bought.client(model, vendor=trust.vendor, key=key, machine=insecure_simulated)
+        if client is not None:
+            context.call_on_close(client.close)
         found = _planned_in_bundle(
-            model, inputs, given, digest, trust, bought, key, sealed=appraiser is not None
+            model, inputs, given, digest, trust, bought, key, client, sealed=appraiser is not None
         )
     elif is_plan_file(model):
         trust.refuse_any()
@@ -409,7 +421,8 @@ def run(
         )
     receipt = None
     if isinstance(result, MeteredResult):
-        receipt = bought.save(result)
+        save = bought.save if appraiser is None else elsewhere.save
+        receipt = save(result)
     answers = Answers(planned, claims, result, found.read.names, found.origin, names, top)
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
@@ -422,12 +435,17 @@ def run(
     if beyond is not None:
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
     if json:
-        written = {} if receipt is None else {"receipt": receipt}
+        written: dict[str, object] = {} if receipt is None else {"receipt": receipt}
+        if found.release is not None:
+            written["release"] = found.release
         emit_json({**answers.to_dict(), "warning": beyond, **written})
     else:
         answers.show()
         if receipt is not None:
             out().print(f"receipt {receipt}", soft_wrap=True)
+        if found.release is not None:
+            told = "key released by entry {entry} of the broker's ledger, {digest}"
+            out().print(told.format(**found.release), soft_wrap=True)
 
 
 def _compute(
@@ -495,6 +513,7 @@ def _planned_in_bundle(
     trust: hidden_end.BundleTrust,
     bought: License,
     key: Path | None,
+    client: BrokerClient | None,
     *,
     sealed: bool,
 ) -> PlannedRun:
@@ -505,12 +524,14 @@ def _planned_in_bundle(
     if sealed:
         made, origin = given.accept_plan(trust.plan(path), path, digest=digest)
         return PlannedRun(made, origin, given.read(made.graph, inputs), {})
-    bundle, module = trust.open(path, key)
+    keys = None if client is None else client.release()
+    bundle, module = trust.open(path, key if keys is None else keys.bundle_key)
     made, origin = given.accept_plan(bundle.plan, path, digest=digest)
     modules = {made.modules[0].node: module}
     read = given.read(made.graph, inputs)
-    meter = bought.open(bundle.header, vendor=trust.vendor, key=key)
-    return PlannedRun(made, origin, read, modules, meter=meter)
+    meter = bought.open(bundle.header, vendor=trust.vendor, key=key, client=client)
+    release = None if keys is None else {"entry": keys.entry, "digest": keys.digest.hex()}
+    return PlannedRun(made, origin, read, modules, meter=meter, release=release)
 
 
 def _planned_in_file(

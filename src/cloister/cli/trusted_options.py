@@ -9,8 +9,11 @@ import typer
 from cloister.attest.appraiser import Appraiser
 from cloister.attest.collateral import Collateral
 from cloister.attest.policy import Policy
+from cloister.cli.console import note
 from cloister.cli.options import Execution, refuse_given
 from cloister.errors import InputError
+from cloister.tickets.receipt_files import save_receipt
+from cloister.trusted.metered_session import MeteredResult
 from cloister.trusted.session import DEFAULT_BATCH
 
 ELSEWHERE = "On another machine, which proves itself first"
@@ -44,6 +47,16 @@ AppraisalCollateral = Annotated[
     ),
 ]
 
+ReceiptsTo = Annotated[
+    Path | None,
+    typer.Option(
+        "--receipts",
+        metavar="DIR",
+        help="Where receipts of that machine are kept, if a ticket buys its outputs.",
+        rich_help_panel=ELSEWHERE,
+    ),
+]
+
 
 @dataclass(frozen=True)
 class TrustedElsewhere:
@@ -52,6 +65,7 @@ class TrustedElsewhere:
     trusted: TrustedUrl = None
     appraisal: AppraisalPolicy = None
     collateral: AppraisalCollateral = None
+    receipts: ReceiptsTo = None
 
     def appraiser(self) -> Appraiser | None:
         """What judges that machine; None where this one is the trusted side.
@@ -59,7 +73,10 @@ class TrustedElsewhere:
         Raises   InputError
         """
         if self.trusted is None:
-            given = {"--appraisal": self.appraisal, "--collateral": self.collateral or None}
+            given = {
+                "--appraisal": self.appraisal, "--collateral": self.collateral or None,
+                "--receipts": self.receipts,
+            }  # fmt: skip
             refuse_given("goes with --trusted", given)
             return None
         if self.appraisal is None:
@@ -68,6 +85,16 @@ class TrustedElsewhere:
                 "prove (`cloister attest policy init policy.toml` writes one)"
             )
         return Appraiser(Policy.load(self.appraisal), Collateral.load(self.collateral or ()))
+
+    def save(self, result: MeteredResult) -> Path | None:
+        """Write the receipt of a run; None: nobody said where.
+
+        Raises   InputError
+        """
+        if self.receipts is None:
+            note("a receipt came with the outputs and is not kept; give --receipts DIR to keep it")
+            return None
+        return save_receipt(self.receipts, result.receipt, result.opening)
 
     def refuse_execution(self, given: Execution) -> None:
         """Refuse options that the operator of that machine decides.

@@ -1,6 +1,8 @@
 """`cloister trusted`: a machine that proves itself, then runs plans or one bundle for callers."""
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +13,11 @@ import typer
 from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.base.identity import create_certificate
 from cloister.base.rng import SystemRandom
-from cloister.bundle.bundle_keys import load_content_key, load_vendor
+from cloister.bundle.bundle_keys import BundleKey, load_content_key, load_vendor
 from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.cli import hidden_end, options
 from cloister.cli.attester_options import SimulatedMachineKey, attester_of
+from cloister.cli.license_options import License
 from cloister.cli.serving import serve_until_interrupted
 from cloister.errors import InputError
 from cloister.trusted.engines.sandbox import hide_memory
@@ -87,6 +90,7 @@ def serve(
     listen: options.Listen,
     execution: options.Execution,
     trust: hidden_end.BundleTrust,
+    bought: License,
     bundle: BundleFile = None,
     key: ContentKey = None,
     engine: hidden_end.Engine = None,
@@ -102,6 +106,9 @@ def serve(
 
     The process starts itself anew with an empty environment. Its arguments, and the id of --bundle,
     are its manifest, which the evidence binds: callers see it, and may accept this manifest alone.
+
+    Outputs of a bundle may be bought: all callers spend the outputs of one --ticket, and get
+    receipts. With --broker, the vendor's key broker releases the key of the bundle to this machine.
     """
     rng = SystemRandom()
     settings = HostSettings(
@@ -115,17 +122,22 @@ def serve(
         run_s=call_s,
     )
     limits = RuntimeLimits(sessions, int(plan_gib * GIB), int(plans_gib * GIB))
-    if bundle is None:
-        trust.refuse_any()
-        options.refuse_given(
-            "goes with --bundle", {"--key": key, "--engine": engine, "--counter": counter}
-        )
-        manifest, served = RuntimeManifest.of_this_process(version("cloister")), None
-    else:
-        manifest, served = _bundle(bundle, trust, key, engine, counter)
-    attester = attester_of(insecure_simulated, rng=rng)
-    hide_memory()
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        served = None
+        if bundle is None:
+            trust.refuse_any()
+            bought.refuse_any("goes with --bundle")
+            options.refuse_given(
+                "goes with --bundle", {"--key": key, "--engine": engine, "--counter": counter}
+            )
+            manifest = RuntimeManifest.of_this_process(version("cloister"))
+        else:
+            manifest, served = stack.enter_context(
+                _served(bundle, trust, bought, key, engine, counter, insecure_simulated)
+            )
+        attester = attester_of(insecure_simulated, rng=rng)
+        hide_memory()
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         create_certificate(Path(folder), "cloister trusted")
         start = partial(
             RuntimeService, listen, folder=Path(folder), attester=attester, manifest=manifest,
@@ -139,31 +151,54 @@ def serve(
         )
 
 
-def _bundle(
+@contextlib.contextmanager
+def _served(
     path: Path,
     trust: hidden_end.BundleTrust,
+    bought: License,
     key: Path | None,
     engine: hidden_end.EngineName | None,
     counter: Path | None,
-) -> tuple[RuntimeManifest, ServedBundle]:
-    if trust.vendor is None or key is None:
-        raise InputError(
-            f"--bundle {path}: give --vendor FILE, whose key signed it, and --key FILE, which "
-            "opens it"
-        )
+    machine: Path | None,
+) -> Iterator[tuple[RuntimeManifest, ServedBundle]]:
+    """The manifest of a bundle's runtime, and what opens and meters the bundle.
+
+    machine   the key of a machine that is played
+
+    Raises   InputError for options that are missing, BundleError, and what the broker raises
+    """
+    missing = InputError(
+        f"--bundle {path}: give --vendor FILE, whose key signed it, and what opens it: --key FILE, "
+        "or --broker URL"
+    )
+    if trust.vendor is None:
+        raise missing
     vendor = load_vendor(trust.vendor)
     found = SealedBundle.verify(path, vendor=vendor, at_least=trust.at_least or 1)
-    manifest = RuntimeManifest.of_this_process(
-        version("cloister"),
-        bundle=found.header.bundle_id.hex(),
-        vendor=vendor.public_bytes_raw().hex(),
-    )
-    counts = hidden_end.open_counter(found.plan, counter)
-    keys = BundleKeys(
-        path.absolute(),
-        load_content_key(key),
-        vendor.public_bytes_raw(),
-        engine or hidden_end.EngineName.NATIVE,
-        None if counts is None else counts.path,
-    )
-    return manifest, ServedBundle(found.plan, keys)
+    bundle_id, public = found.header.bundle_id, vendor.public_bytes_raw()
+    with contextlib.ExitStack() as stack:
+        client = bought.client(str(path), vendor=trust.vendor, key=key, machine=machine)
+        if client is not None:
+            stack.callback(client.close)
+            opens = client.release().bundle_key
+        elif key is not None:
+            opens = BundleKey.derive(load_content_key(key), bundle_id=bundle_id)
+        else:
+            raise missing
+        meter = bought.open(found.header, vendor=trust.vendor, key=key, client=client)
+        manifest = RuntimeManifest.of_this_process(
+            version("cloister"),
+            bundle=bundle_id.hex(),
+            vendor=public.hex(),
+            license="" if meter is None else meter.ticket.license,
+        )
+        counts = hidden_end.open_counter(found.plan, counter)
+        keys = BundleKeys(
+            path.absolute(),
+            bundle_id,
+            opens.key,
+            public,
+            engine or hidden_end.EngineName.NATIVE,
+            None if counts is None else counts.path,
+        )
+        yield manifest, ServedBundle(found.plan, keys, meter)

@@ -5,7 +5,8 @@ and the first one names the ticket, so the receipts of a ticket are one chain. A
 commitment to the released outputs and nothing that tells of them without its opening, which the
 customer alone gets (output_release.py).
 
-The meter's key determines the key that signs. A runtime shows the public key in its manifest.
+The meter's key determines the key that signs. A runtime tells the public key in its attested
+conversation.
 """
 
 import hashlib

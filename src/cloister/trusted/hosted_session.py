@@ -56,13 +56,14 @@ class HostSettings:
 
 @dataclass(frozen=True)
 class BundleKeys:
-    """What opens the bundle whose hidden end the session's process runs.
+    """What opens the bundle whose hidden end the session's process runs, and no other bundle.
 
-    Secret   content_key
+    Secret   key
     """
 
     path: Path
-    content_key: bytes
+    bundle_id: bytes
+    key: bytes
     vendor: bytes
     engine: str = "native"
     counter: Path | None = None

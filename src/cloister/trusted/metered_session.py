@@ -56,16 +56,21 @@ class MeteredSession:
         self._meter.require(sample_count(model, feeds))
         result = self._session.run(feeds, progress=progress)
         try:
-            return self._released(result)
+            return bought_result(result, self._meter, rng=self._rng)
         except BaseException as error:
             # An error keeps the frames that it passed through, and these hold outputs.
             del result
             error.__traceback__ = None
             raise error
 
-    def _released(self, result: Result) -> MeteredResult:
-        ticket, count = self._meter.ticket, result.report.inputs
-        outputs = released(result.outputs, ticket.outputs, top=ticket.top, count=count)
-        opening = self._rng.random_bytes(OPENING_BYTES)
-        receipt = self._meter.spend(count, commitment(outputs, opening))
-        return MeteredResult(outputs, result.report, result.transcript, receipt, opening)
+
+def bought_result(result: Result, meter: TicketMeter, *, rng: Csprng) -> MeteredResult:
+    """Spend a result's outputs, then give what the ticket releases of them.
+
+    Raises   BudgetError, TicketError, MeterError, InputError; then nothing may be released
+    """
+    ticket, count = meter.ticket, result.report.inputs
+    outputs = released(result.outputs, ticket.outputs, top=ticket.top, count=count)
+    opening = rng.random_bytes(OPENING_BYTES)
+    receipt = meter.spend(count, commitment(outputs, opening))
+    return MeteredResult(outputs, result.report, result.transcript, receipt, opening)

@@ -1,4 +1,5 @@
-"""The result of a request as bytes: outputs, report and transcript, from where it was computed.
+"""The result of a request as bytes: outputs, report and transcript, from where it was computed; of
+outputs that a ticket has bought, the receipt and its opening too.
 
 The reader takes no claim about hardware from these bytes: it has its own appraisal.
 """
@@ -14,7 +15,10 @@ from cloister.base.reading import parsing
 from cloister.errors import ProtocolError
 from cloister.graph.canonical import entries, real, text, texts, whole
 from cloister.graph.output_values import owned
+from cloister.tickets.receipt import KIND, Receipt
+from cloister.tickets.ticket_meter import SignedReceipt
 from cloister.trusted.layer_row import LayerRow
+from cloister.trusted.metered_session import MeteredResult
 from cloister.trusted.packed_values import pack, unpack
 from cloister.trusted.report import Report, Result
 from cloister.wire.transcript import Direction, Entry, Transcript
@@ -58,12 +62,17 @@ def pack_result(result: Result) -> bytes:
     Raises   InputError for an output that has no bytes
     """
     found = result.report
+    bought: dict[str, object] = {}
+    if isinstance(result, MeteredResult):
+        parts = {"receipt": result.receipt.data, "opening": result.opening}
+        bought = {name: np.frombuffer(data, np.uint8) for name, data in parts.items()}
     return pack(
         {
             "outputs": result.outputs,
             "report": {name: getattr(found, name) for name in _REPORT},
             "layers": [astuple(row) for row in found.layers],
             "transcript": _described(result.transcript.entries),
+            **bought,
         }
     )
 
@@ -80,16 +89,25 @@ def unpack_result(data: np.ndarray, *, appraisal: "Appraisal | None") -> Result:
         outputs, told, layers, sent = (
             found.pop(name) for name in ("outputs", "report", "layers", "transcript")
         )
+        bought = [_bytes(found.pop(name)) for name in ("receipt", "opening") if name in found]
         rows = [_row(one) for one in entries(layers)]
         named = {name: read(told.pop(name)) for name, read in _REPORT.items()}
         if found or told:
             raise ValueError("it holds more than this version knows")
         report = Report(**named, parts=(rows,), appraisal=appraisal)
-        return Result(
-            {text(name): owned(value) for name, value in outputs.items()},
-            report,
-            Transcript(_entries(sent)),
-        )
+        named_outputs = {text(name): owned(value) for name, value in outputs.items()}
+        transcript = Transcript(_entries(sent))
+        if not bought:
+            return Result(named_outputs, report, transcript)
+        signed, opening = bought
+        receipt = SignedReceipt(Receipt.from_head(KIND.split(signed)[0]), signed)
+        return MeteredResult(named_outputs, report, transcript, receipt, opening)
+
+
+def _bytes(value: np.ndarray) -> bytes:
+    if value.dtype != np.uint8 or value.ndim != 1:
+        raise ValueError("bytes are needed")
+    return value.tobytes()
 
 
 def _row(values: object) -> LayerRow:

@@ -4,6 +4,7 @@ Nothing leaves but an offer of keys before the machine's evidence was appraised:
 size of it, no input. Then plan and inputs go over the attested channel, and results come back.
 """
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cloister.attest.appraisal import Appraisal
 from cloister.attest.appraiser import Appraiser
@@ -20,14 +22,18 @@ from cloister.attest.handshake_messages import Direction
 from cloister.attest.policy import Policy
 from cloister.attest.record_padding import Padding
 from cloister.attest.runtime_manifest import RuntimeManifest
+from cloister.base.reading import parsing
 from cloister.base.rng import Csprng
-from cloister.errors import InputError, PlanError
+from cloister.errors import InputError, PlanError, ProtocolError, TicketError
 from cloister.graph import graph_file
 from cloister.graph.batch import batch_axis, part, sample_count
 from cloister.graph.graph import Graph
 from cloister.plan.claims import Claims
 from cloister.plan.plan import Plan
 from cloister.plan.runtime_claims import with_runtime
+from cloister.tickets.output_release import commitment
+from cloister.tickets.receipt import Receipt
+from cloister.trusted.metered_session import MeteredResult
 from cloister.trusted.packed_result import unpack_result
 from cloister.trusted.packed_values import pack
 from cloister.trusted.report import Result
@@ -42,7 +48,7 @@ from cloister.trusted.runtime_messages import (
     UPLOAD,
 )
 
-GROUP = 64
+_GROUP = 64
 """Items of an iterator that are read together; they go out in several calls."""
 RETRY_FOR_S = 5.0
 FIRST_CALL = 8
@@ -88,11 +94,15 @@ class RemoteSession:
         )
         try:
             self.manifest = RuntimeManifest.from_bytes(self._client.channel.manifest)
-            self._whole = any(module.queries is not None for module in plan.modules)
-            self._open(plan, url)
+            self._receipt_key = self._open(plan, url)
         except BaseException:
             self._client.close()
             raise
+
+    @property
+    def group(self) -> int:
+        """How many items of an iterator are read together."""
+        return sys.maxsize if self._whole else _GROUP
 
     @property
     def appraisal(self) -> Appraisal:
@@ -119,7 +129,7 @@ class RemoteSession:
             size = min(size, total - done)
             some, began = _cut(graph, feeds, done, size, total), time.monotonic()
             try:
-                results.append(self._call(some))
+                results.append(self._call(some, size))
             except InputError as error:
                 if size == total:
                     raise
@@ -143,7 +153,10 @@ class RemoteSession:
         """End the session; the machine forgets the plan."""
         self._client.close()
 
-    def _open(self, plan: Plan, url: str) -> None:
+    def _open(self, plan: Plan, url: str) -> Ed25519PublicKey | None:
+        """Open the plan; gives the key that verifies receipts, if a ticket buys the outputs."""
+        # What is counted or paid for is asked for at once, or refused at once.
+        self._whole = any(module.queries is not None for module in plan.modules)
         if plan.modules and not self.manifest.bundle:
             raise PlanError(
                 f"{url}: the plan has a hidden part, and this machine serves no bundle that has "
@@ -159,7 +172,14 @@ class RemoteSession:
             self._send(PLAN, plan.to_bytes())
             if plan.template is not None:
                 self._send(TEMPLATE, graph_file.to_bytes(plan.template))
-        self._client.call(OPEN, {"digest": plan.digest.hex()})
+        key = self._client.call(OPEN, {"digest": plan.digest.hex()}).text("receipt_key")
+        if bool(key) != bool(self.manifest.license):
+            raise ProtocolError(f"{url}: its manifest and its receipts contradict each other")
+        if not key:
+            return None
+        self._whole = True
+        with parsing(f"{url}: its key of receipts is none", kind=ProtocolError):
+            return Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
 
     def _send(self, what: str, data: bytes) -> None:
         whole = np.frombuffer(data, np.uint8)
@@ -167,15 +187,34 @@ class RemoteSession:
             fields = {"file": what, "bytes": len(whole)}
             self._client.call(UPLOAD, fields, (whole[start : start + PIECE_BYTES],))
 
-    def _call(self, feeds: Mapping[str, np.ndarray]) -> Result:
+    def _call(self, feeds: Mapping[str, np.ndarray], count: int) -> Result:
         data = np.frombuffer(pack(feeds), np.uint8)
         if len(data) > RUN_BYTES:
             raise InputError(
                 f"inputs: {len(data)} B have to be sent together, of {RUN_BYTES} at most; give "
                 "smaller inputs, or fewer"
             )
-        answer = self._client.call(RUN, {}, (data,))
-        return unpack_result(answer.array(0, np.uint8, 1), appraisal=self.appraisal)
+        answer = self._client.call(RUN, {"inputs": count}, (data,))
+        result = unpack_result(answer.array(0, np.uint8, 1), appraisal=self.appraisal)
+        if self._receipt_key is not None:
+            self._require_receipt(result, self._receipt_key)
+        return result
+
+    def _require_receipt(self, result: Result, key: Ed25519PublicKey) -> None:
+        """Refuse outputs of a ticket without the receipt of these very outputs.
+
+        Raises   TicketError
+        """
+        if not isinstance(result, MeteredResult):
+            raise TicketError("the trusted machine sent outputs without a receipt")
+        receipt = Receipt.verify(result.receipt.data, signer=key)
+        own = (receipt.license, receipt.bundle_id.hex(), receipt.count, receipt.commitment)
+        wanted = (
+            self.manifest.license, self.manifest.bundle, result.report.inputs,
+            commitment(result.outputs, result.opening),
+        )  # fmt: skip
+        if own != wanted:
+            raise TicketError("the trusted machine sent a receipt that is not of these outputs")
 
 
 def connected(

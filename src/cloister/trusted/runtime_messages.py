@@ -1,8 +1,9 @@
 """What callers of a trusted machine say to it, inside the records of an attested conversation.
 
 upload   the next piece of a file (PLAN or TEMPLATE) of so many bytes
-open     the plan with this digest: the one that came, or that of the machine's bundle
-run      packed inputs (packed_values.py); the answer is a packed result (packed_result.py)
+open     the plan with this digest: the one that came, or that of the machine's bundle; the answer
+         has the public key of receipts, which is empty where no ticket buys outputs
+run      so many packed inputs (packed_values.py); the answer is a packed result (packed_result.py)
 """
 
 UPLOAD, OPEN, RUN = "upload", "open", "run"

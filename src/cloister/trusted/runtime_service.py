@@ -24,7 +24,10 @@ from cloister.attest.session_table import SessionLimits
 from cloister.base.rng import Csprng
 from cloister.errors import PlanError, ProtocolError
 from cloister.plan.plan import Plan
+from cloister.tickets.ticket_meter import TicketMeter
 from cloister.trusted.hosted_session import BundleKeys, HostedSession, HostSettings
+from cloister.trusted.metered_session import bought_result
+from cloister.trusted.packed_result import pack_result, unpack_result
 from cloister.trusted.runtime_messages import (
     OPEN,
     PIECE_BYTES,
@@ -59,10 +62,14 @@ class RuntimeLimits:
 
 @dataclass(frozen=True)
 class ServedBundle:
-    """The one bundle that a service runs: its plan, and what opens its hidden end."""
+    """The one bundle that a service runs: its plan, and what opens its hidden end.
+
+    meter   of the ticket that buys its outputs; all callers spend from it
+    """
 
     plan: Plan
     keys: BundleKeys
+    meter: TicketMeter | None = None
 
 
 class RuntimeService:
@@ -88,7 +95,7 @@ class RuntimeService:
 
         Raises   InputError when the address cannot be used, AttestationError without an interface
         """
-        self._settings, self._bundle = settings, bundle
+        self._settings, self._bundle, self._rng = settings, bundle, rng
         self._limits = limits or RuntimeLimits()
         self._allowance = MemoryAllowance(self._limits.plans_bytes)
         self._files = SharedFiles()
@@ -129,7 +136,7 @@ class RuntimeService:
             return found | {
                 UPLOAD: Operation(PIECE_BYTES + _BODY_BYTES, caller.upload), OPEN: opened,
             }  # fmt: skip
-        caller.offer(self._plan, self._bundle.keys)
+        caller.offer(self._plan, self._bundle, rng=self._rng)
         return found | {OPEN: opened}
 
     def _left(self, channel: AttestedChannel) -> None:
@@ -154,11 +161,14 @@ class _Caller:
         self._coming: dict[str, SealedMemory] = {}
         self._files: dict[str, SealedMemory] = {}
         self._keys: BundleKeys | None = None
+        self._meter: TicketMeter | None = None
+        self._rng: Csprng | None = None
         self._session: HostedSession | None = None
 
-    def offer(self, plan: SealedMemory, keys: BundleKeys) -> None:
+    def offer(self, plan: SealedMemory, bundle: ServedBundle, *, rng: Csprng) -> None:
         """The service's own plan is the only one that can be opened."""
-        self._files[PLAN], self._keys = self._all.shared(plan), keys
+        self._files[PLAN], self._keys = self._all.shared(plan), bundle.keys
+        self._meter, self._rng = bundle.meter, rng
 
     def upload(self, body: Body) -> Body:
         """The next piece of a file; its first one says how long the file is."""
@@ -194,14 +204,26 @@ class _Caller:
             raise ProtocolError("open: a conversation has one session")
         template = self._files.get(TEMPLATE)
         self._session = HostedSession(plan, template, self._settings, bundle=self._keys)
-        return Body()
+        key = b"" if self._meter is None else self._meter.receipt_key
+        return Body({"receipt_key": key.hex()})
 
     def run(self, body: Body) -> Body:
-        """The packed result of packed inputs; neither is read here."""
+        """The packed result of packed inputs, which are not read here.
+
+        Where a ticket buys the outputs, they are spent before any of them is released.
+        """
         if self._session is None:
             raise ProtocolError("run: the session is not open")
-        found = self._session.run(body.array(0, np.uint8, 1).data)
-        return Body({}, (np.frombuffer(found, np.uint8),))
+        if self._meter is not None:
+            # What the caller says spares a run that could not be paid for, and decides nothing.
+            self._meter.require(body.number("inputs"))
+        found = np.frombuffer(self._session.run(body.array(0, np.uint8, 1).data), np.uint8)
+        if self._meter is not None and self._rng is not None:
+            result = unpack_result(found, appraisal=None)
+            found = np.frombuffer(
+                pack_result(bought_result(result, self._meter, rng=self._rng)), np.uint8
+            )
+        return Body({}, (found,))
 
     def close(self) -> None:
         """End the session and forget the files."""

@@ -204,9 +204,9 @@ class Session:
         Raises   PlanError, AttestationError, ServiceUnavailable, see `connected`
         """
         loaded = importlib.import_module("cloister.trusted.remote_session")
-        self._remote = loaded.connected(self.plan, url, appraisal, local, rng=self._rng)
+        remote: RemoteSession = loaded.connected(self.plan, url, appraisal, local, rng=self._rng)
         self._plans = SizedPlans(self.plan, lambda _: None, alone=None)
-        self._group = loaded.GROUP
+        self._remote, self._group = remote, remote.group
 
     def _open(
         self,

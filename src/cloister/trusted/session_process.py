@@ -17,6 +17,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cloister.bundle.bundle_keys import BundleKey
 from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.errors import BundleError, CloisterError
 from cloister.graph import graph_file
@@ -99,12 +100,11 @@ def _hidden_end(plan: Plan, told: dict[str, Any] | None) -> dict[str, Any]:
     if told is None:
         return {}
     counter = told.pop("counter")
-    keys = BundleKeys(
-        Path(told.pop("path")), told.pop("content_key").tobytes(), told.pop("vendor").tobytes(),
-        **told,
-    )  # fmt: skip
+    secrets = {name: told.pop(name).tobytes() for name in ("bundle_id", "key", "vendor")}
+    keys = BundleKeys(Path(told.pop("path")), **secrets, **told)
+    key = BundleKey(keys.bundle_id, keys.key)
     vendor = Ed25519PublicKey.from_public_bytes(keys.vendor)
-    found, module = SealedBundle.open(keys.path, keys.content_key, vendor=vendor)
+    found, module = SealedBundle.open(keys.path, key, vendor=vendor)
     if found.digest != plan.digest:
         raise BundleError(f"{keys.path}: holds another plan than when the service started")
     return {
