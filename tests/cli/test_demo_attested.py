@@ -34,7 +34,7 @@ def test_four_attempts_are_refused_each_for_its_reason(outcome):
         "debug mode": ("broker", r"debug: expected false, found True"),
         "another program": ("customer", r"measurement: expected c1c1.*, found 0e0e"),
         "replays": ("customer", r"answers another offer"),
-        "one more": ("ticket", r"quota|0 .* left"),
+        "one more": ("meter", r"quota|0 .* left"),
     }
     for attempt, (by, pattern) in expected.items():
         (found,) = [value for name, value in reasons.items() if attempt in name]

@@ -22,6 +22,7 @@ from jaxtyping import Float32, Int64
 from cloister.base import files
 from cloister.base.identity import CERTIFICATE_FILE, create_certificate
 from cloister.base.rng import SystemRandom
+from cloister.broker.broker_folder import certificate_digest
 from cloister.bundle import bundle_keys
 from cloister.bundle.compiled_module import CompiledModule
 from cloister.examples.commands import cloister, refused, serving
@@ -41,6 +42,7 @@ CHIP = "a7" * 64
 VALID = timedelta(days=1)
 CALIBRATION = 128
 BUNDLE, TICKET, POLICY, IMAGES = "digits.bundle", "digits.lic", "policy.toml", "images.npy"
+RECEIPTS = "receipts"
 MACHINE = "machine.pem"
 """The key of a played machine, and its description."""
 INKED = 5
@@ -165,11 +167,11 @@ class _Story:
             "vendor", "license", "issue", vendor / TICKET, "--bundle", vendor / BUNDLE, *signer,
             "--license", LICENSE, "--quota", QUOTA, "--outputs", "label",
             "--not-after", f"{datetime.now(UTC) + VALID:%Y-%m-%dT%H:%MZ}",
-            "--broker", self._broker / "broker" / CERTIFICATE_FILE,
+            "--broker", certificate_digest(self._broker / "broker" / CERTIFICATE_FILE).hex(),
         )  # fmt: skip
         for name in (BUNDLE, bundle_keys.VENDOR_PUBLIC, TICKET):
             _copy(vendor / name, self._operator)
-        for name in (BUNDLE, bundle_keys.VENDOR_PUBLIC, POLICY):
+        for name in (BUNDLE, bundle_keys.VENDOR_PUBLIC, TICKET, POLICY):
             _copy(vendor / name, self._customer)
 
     # ---- services
@@ -213,11 +215,14 @@ class _Story:
         self._say("3  the customer has ten digits recognised, and verifies the receipt")
         customer = self._customer
         np.save(customer / IMAGES, self._images)
-        run = self._run("customer", *self._asking(self._proxy.url), "--json")
+        receipts = ("--receipts", customer / RECEIPTS)
+        run = self._run("customer", *self._asking(self._proxy.url), *receipts, "--json")
         self._result = jsons.loads(run)
-        self._receipt = jsons.loads(
-            self._run("customer", "license", "show", customer / "receipt", "--json")
+        vendor = ("--vendor", customer / bundle_keys.VENDOR_PUBLIC)
+        shown = self._run(
+            "customer", "license", "show", customer / TICKET, *vendor, *receipts, "--json"
         )
+        self._shown = jsons.loads(shown)
 
     def _asking(self, url: str, images: str = IMAGES) -> tuple[object, ...]:
         customer = self._customer
@@ -243,13 +248,13 @@ class _Story:
             self._refuse("the machine runs another program", "customer", *self._asking(url))
         self._proxy.replaying = True
         self._refuse(
-            "the network replays the evidence of before", "customer",
+            "the network replays what the machine answered before", "customer",
             *self._asking(self._proxy.url),
         )  # fmt: skip
         self._proxy.replaying = False
         np.save(self._customer / "one.npy", self._images[:1])
         self._refuse(
-            "the customer asks for one more", "ticket", *self._asking(self._proxy.url, "one.npy")
+            "the customer asks for one more", "meter", *self._asking(self._proxy.url, "one.npy")
         )
 
     # ---- the end
@@ -261,16 +266,23 @@ class _Story:
         return AttestedOutcome(
             images=self._images,
             labels=self._labels,
-            answers=np.array([int(one) for one in self._result["labels"]], np.int64),
+            answers=np.array([one["top"][0]["index"] for one in self._result["outputs"]], np.int64),
             vendor_answers=self._plain,
-            receipt=self._receipt,
+            receipt=self._receipt(),
             ledger=jsons.loads(ledger),
-            appraisal=self._result["appraisal"],
+            appraisal=self._result["report"]["appraisal"],
             refusals=tuple(self._refusals),
             looked=tuple(self._looked()),
             commands=tuple(self._commands),
             claims=Claims.from_dict(self._result["claims"]),
         )
+
+    def _receipt(self) -> dict[str, Any]:
+        """The one receipt, and what its ticket says."""
+        (ticket,), shown = self._shown["tickets"], self._shown["receipts"]
+        (receipt,) = shown["receipts"]
+        named = {name: ticket[name] for name in ("license", "outputs", "quota")}
+        return {**named, **receipt, "signer": shown["signer"]}
 
     def _looked(self) -> Iterator[Looked]:
         with model_file() as path:

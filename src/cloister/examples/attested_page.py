@@ -1,6 +1,7 @@
 """The page of the demo of a rented classifier: who saw what, the receipt and the refusals."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cloister.audit.input.exposure import stretched
@@ -44,15 +45,19 @@ def facts(outcome: AttestedOutcome) -> list[tuple[str, str]]:
         ("digits", f"{len(outcome.answers)}, {same} answered as by the vendor"),
         ("code that answered", f"measurement {CODE[:16]}, as the policy asks"),
         ("hardware rooted", "yes" if outcome.appraisal["hardware_rooted"] else "no: played"),
-        ("receipt", f"{receipt_text(receipt)}"),
+        ("receipt", receipt_text(receipt)),
         ("answers left", f"0 of {QUOTA}"),
     ]
 
 
 def receipt_text(receipt: Mapping[str, object]) -> str:
     """A receipt in one line."""
-    names = ("license", "first_serial", "count", "outputs", "time")
-    return ", ".join(f"{name} {receipt[name]}" for name in names if name in receipt)
+    first, count = int(str(receipt["first"])), int(str(receipt["count"]))
+    at = datetime.fromtimestamp(int(str(receipt["time"])), UTC)
+    return (
+        f"licence {receipt['license']}: serials {first} to {first + count - 1}, each as "
+        f"{receipt['outputs']}, at {at:%Y-%m-%d %H:%M} UTC; signed by {str(receipt['signer'])[:16]}"
+    )
 
 
 def refusal_rows(outcome: AttestedOutcome) -> list[tuple[str, str, str]]:

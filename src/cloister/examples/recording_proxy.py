@@ -9,7 +9,7 @@ from cloister.attest.attested_service import MAX_CALL_BYTES
 from cloister.base.identity import CERTIFICATE_FILE, PRIVATE_KEY_FILE
 from cloister.wire.https.bodies import Body, encode
 from cloister.wire.https.connection import Job, Principal, Route
-from cloister.wire.https.https_client import CertificateDigest, HttpsClient
+from cloister.wire.https.https_client import HttpsClient, InsecureAnyCertificate
 from cloister.wire.https.server import HttpsServer
 
 OVERHEAD_BYTES = 4096
@@ -80,6 +80,6 @@ class RecordingProxy:
         with self._lock:
             if token not in self._clients:
                 self._clients[token] = HttpsClient(
-                    self._upstream, certificate=CertificateDigest(None), token=token
+                    self._upstream, certificate=InsecureAnyCertificate(), token=token
                 )
             return self._clients[token]
