@@ -254,6 +254,17 @@ class BoundExecutor {
   std::optional<std::pair<size_t, uint64_t>> outstanding_;
 };
 
+// Whether a node's count of an image reaches the node's limit.
+inline bool reaches(Contiguous<const uint64_t> counts, Contiguous<const uint64_t> limits) {
+  require(limits.size() > 0 ? counts.size() % limits.size() == 0 : counts.size() == 0,
+          "every node needs a limit");
+  const size_t images = limits.size() > 0 ? counts.size() / limits.size() : 0;
+  for (size_t i = 0; i < counts.size(); ++i) {
+    if (counts.data()[i] >= limits.data()[i / images]) return true;
+  }
+  return false;
+}
+
 inline const char* why_name(const Stop& stop) {
   switch (stop.why) {
     case Stop::Why::done: return "done";
@@ -267,6 +278,7 @@ inline const char* why_name(const Stop& stop) {
 }
 
 inline void register_executor(nb::module_& m) {
+  m.def("reaches", &reaches, nb::arg("counts").noconvert(), nb::arg("limits").noconvert());
   nb::class_<Stop>(m, "Stop")
       .def_prop_ro("why", &why_name)
       .def_ro("step", &Stop::step)

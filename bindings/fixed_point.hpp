@@ -78,7 +78,13 @@ inline bool interleave_arrays(Cube<const float> x, Cube<float> out) {
   return finite;
 }
 
+inline bool array_is_finite(Contiguous<const float> x) {
+  nb::gil_scoped_release release;
+  return all_finite(x.data(), static_cast<int64_t>(x.size()));
+}
+
 inline void register_fixed_point(nb::module_& m) {
+  m.def("all_finite", &array_is_finite, nb::arg("x").noconvert());
   m.def("magnitudes", &magnitudes_array<float>, nb::arg("v").noconvert());
   m.def("magnitudes", &magnitudes_array<double>, nb::arg("v").noconvert());
   m.def("round_scaled", &round_scaled_array<float>, nb::arg("v").noconvert(), nb::arg("exponent"),

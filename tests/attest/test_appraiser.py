@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import cbor2
 import pytest
 
+from attest.cases import GENUINE, LENIENT
 from attest.sessions import CODE, KEY, MANIFEST, POLICY
 from cloister.attest import cmw
 from cloister.attest.appraisal import LAUNCH_FIELDS, appraise
@@ -16,6 +17,7 @@ from cloister.attest.clock import SYSTEM_CLOCK, Clock
 from cloister.attest.policy import RULES, Policy, RuntimeRules
 from cloister.attest.simulated import SimulatedMachine
 from cloister.attest.verified_evidence import Format, Revocation, Rooted, VerifiedEvidence
+from cloister.attest.verify import verify
 from cloister.errors import AttestationError, InputError
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -191,3 +193,24 @@ def test_every_field_of_a_policy_changes_its_digest():
     same = Policy.of({"insecure-simulated": {"min_svn": 0, **SECTION}, "runtime": {}})
     assert same.digest == base.digest
     assert base.runtime == RuntimeRules()
+
+
+REAL = [case for case in GENUINE if case.kind in tuple(LAUNCH_FIELDS)]
+
+
+@pytest.mark.parametrize("case", REAL, ids=[case.name for case in REAL])
+def test_real_evidence_says_what_its_launch_was_given(case):
+    """None of the vectors was launched for this manifest: each is refused, or was given nothing."""
+    found = verify(case.data, case.given(), now=case.at)
+    name, digest_of = LAUNCH_FIELDS[found.format]
+    given = found.claims[name]
+    assert len(given) == digest_of(MANIFEST).digest_size
+    strict = Policy(LENIENT.sections, RuntimeRules(bound_at_launch=True))
+    digest = digest_of(MANIFEST).hexdigest()
+    with pytest.raises(AttestationError, match=f"{name}: expected {digest}"):
+        appraise(found, strict, found.report_data, manifest=MANIFEST)
+    if any(given):
+        with pytest.raises(AttestationError, match="launched for another manifest"):
+            appraise(found, LENIENT, found.report_data, manifest=MANIFEST)
+    else:
+        assert appraise(found, LENIENT, found.report_data, manifest=MANIFEST)

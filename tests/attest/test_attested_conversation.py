@@ -212,6 +212,17 @@ def test_operations_are_made_once_and_closed_once():
     assert pair.counting.made == 1
 
 
+def test_a_fault_at_an_end_does_not_keep_others_from_ending(caplog):
+    pair, other = Pair(), Pair()
+    pair.talk._closed = pair.counting.fail
+    table = SessionTable(SessionLimits())
+    for name, one in (("first", pair), ("second", other)):
+        table.confirmed(name, one.talk)
+    table.close()
+    assert other.counting.closed == [other.talk.channel]
+    assert "a conversation's end failed: KeyError" in caplog.text
+
+
 def prove_again(pair):
     nonce = pair.ask(CHALLENGE).array(0, np.uint8, 1).tobytes()
     return pair.ask(CHECK, as_tensor(pair.caller.prove(nonce)))

@@ -2,9 +2,11 @@
 
 import random
 import shutil
+import socket
 import subprocess
 from datetime import timedelta
 from hashlib import sha256
+from pathlib import Path
 from struct import pack
 
 import cbor2
@@ -23,7 +25,7 @@ from cloister.attest.check_tree import CheckState
 from cloister.attest.policy import Policy
 from cloister.attest.tpm import REGISTERS, TpmEvidence
 from cloister.attest.tpm_attester import TpmAttester
-from cloister.attest.tpm_commands import open_tpm
+from cloister.attest.tpm_commands import Tpm, TpmDevice, open_tpm
 from cloister.attest.tpm_structures import TpmKey
 from cloister.attest.verified_evidence import Rooted
 from cloister.attest.verify import verify
@@ -147,7 +149,13 @@ def test_evidence_has_one_form():
     refuses(cbor2.dumps({**fields, "report_data": bytes(32)}), "has 32 bytes, of 64")
     swapped = dict(sorted(fields.items(), key=lambda one: (one[0] != "kind", one[0])))
     assert list(swapped) != list(fields)
-    for other in (data + b"\0", cbor2.dumps(swapped), cbor2.dumps({**fields, "key": bytes(99999)})):
+    refuses(data + b"\0", "1 bytes behind it")
+    # A tag for a regular expression, a name twice, and many brackets.
+    name = cbor2.dumps("statement")
+    refuses(data.replace(name, name + b"\xd8\x23", 1), "is no CBOR")
+    refuses(b"\xa8" + data[1:] + cbor2.dumps("key") + cbor2.dumps(b""), "is no CBOR")
+    refuses(data[:25] + b"\x81" * 4000, "is no CBOR")
+    for other in (cbor2.dumps(swapped), cbor2.dumps({**fields, "key": bytes(99999)})):
         refuses(other, "one form|no format|bytes are more|is damaged")
 
 
@@ -261,6 +269,27 @@ class TestSwtpm:
         with open_tpm(swtpm) as tpm, pytest.raises(TpmError, match="no such index or key") as found:
             tpm.increment(0x01800000)
         assert found.value.code == 0x8B
+
+
+def test_a_device_takes_a_command_and_gives_its_answer():
+    """A file that behaves as the kernel's device: a command written, then an answer read."""
+    (command, answer), *_ = [one for one in recorded("evidence") if one[0][6:10] == PCR_READ]
+    ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, kernels:
+        kernels.send(answer)
+        tpm = Tpm(TpmDevice(ours.fileno(), Path("device")))
+        with pytest.raises(TpmError, match="gives registers"):
+            tpm.registers([16])
+        assert kernels.recv(4096) != command
+        kernels.send(answer[:9])
+        with pytest.raises(TpmError, match="another length than stated"):
+            tpm.registers(REGISTERS)
+        assert kernels.recv(4096) == command
+    with pytest.raises(TpmError, match="device: Bad file descriptor"):
+        Tpm(TpmDevice(-1, Path("device"))).registers(REGISTERS)
+
+
+PCR_READ = bytes.fromhex("0000017e")
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,22 @@ def running(folder):
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        while not path.exists() and process.poll() is None:
+        while process.poll() is None and not listens(path):
             time.sleep(0.01)
         yield path
     finally:
         process.terminate()
         process.wait(10)
+
+
+def listens(path):
+    """Whether a program accepts connections; its socket is there before it does."""
+    with socket.socket(socket.AF_UNIX) as tried:
+        try:
+            tried.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 class RecordedTpm:

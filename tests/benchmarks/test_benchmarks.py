@@ -14,7 +14,7 @@ import pytest
 
 import cloister.base._native as native
 from attest import cases
-from benchmarks import ROOT, attest, attested_session, pad_kills
+from benchmarks import ROOT, attest, attested_session, meter_kills, pad_kills
 from benchmarks.__main__ import NAMES, main
 from benchmarks.networks import build
 
@@ -302,6 +302,15 @@ def test_memory(model_file):
     assert 0.5 < row["stated_over_measured"] < 2
     assert [stage["step"] for stage in row["stages"]][-1] == "requests answered"
     assert set(found) >= ENVIRONMENT
+
+
+def test_meter_kills():
+    found = measured("meter_kills", "--kills", 25, "--seed", 7)
+    assert found["kills"] >= 25
+    assert found["outputs_spent"] >= found["outputs_released"] > 0
+    assert meter_kills.faults(found) == 0
+    for name in meter_kills.FAULTS:
+        assert meter_kills.faults({**found, name: 1}) == 1
 
 
 def test_broker_kills():

@@ -1,6 +1,7 @@
 """Releases of keys: who is refused, for which reason, and what the ledger says afterwards."""
 
 import contextlib
+import threading
 from dataclasses import replace
 from datetime import timedelta
 
@@ -16,6 +17,7 @@ from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.errors import (
     AttestationError,
     BrokerUnavailable,
+    CloisterError,
     CounterError,
     EncryptionError,
     InputError,
@@ -300,6 +302,35 @@ def test_a_broker_without_its_folder_or_certificate(vendor, tmp_path):
     (other.broker / "certificate.pem").replace(vendor.broker / "certificate.pem")
     with pytest.raises(EncryptionError, match="belongs to another certificate"):
         Broker(vendor.broker, clock=Clock(SetTime()))
+
+
+def test_a_busy_runtime_does_not_stop_another(vendor):
+    stop, failed = threading.Event(), []
+
+    def flood(number):
+        try:
+            name = vendor.ticket(license=f"busy-{number}", last_serial=10**6, quota=10**5)
+            with vendor.client(service.url, name) as client:
+                counter, at = LeaseCounter(client), 0
+                while not stop.is_set():
+                    counter.advance(at, at + 1)
+                    at += 1
+        except CloisterError as error:
+            failed.append(error)
+
+    with vendor.serving() as service:
+        threads = [threading.Thread(target=flood, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        with vendor.client(service.url) as client:
+            counter = LeaseCounter(client)
+            for i in range(10):
+                counter.advance(i, i + 1)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failed == []
+    assert sum(vendor.ledger().counters.values()) > 10
 
 
 # ---- leased counters

@@ -8,7 +8,9 @@ import pytest
 from attest.cases import GENUINE, LENIENT
 from broker.brokers import BEGIN, METER, manifest_for
 from bundle.bundles import VENDOR
-from cloister.attest.appraisal import appraise
+from cloister.attest.appraisal import Appraisal, appraise
+from cloister.attest.check_tree import Check
+from cloister.attest.verified_evidence import Format, Revocation, Rooted, VerifiedEvidence
 from cloister.attest.verify import verify
 from cloister.broker.release_ledger import LicenseTerms
 from cloister.broker.release_rules import (
@@ -126,3 +128,21 @@ def test_every_genuine_machine_is_named(case):
     assert machine.format == case.kind
     assert len(machine.measurement) in (64, 96)
     assert machine.chip
+
+
+def test_a_tpm_is_named_by_its_registers_and_its_key():
+    claims = {"key": b"k" * 34, "pcr0": b"a" * 32, "pcr10": b"b" * 32}
+    found = [Machine.of(played(claims | more)) for more in ({}, {"pcr0": b"c" * 32}, {"x": b"y"})]
+    assert found[0] == found[2] != found[1]
+    assert found[0].format == "tpm"
+    assert found[0].chip == (b"k" * 34).hex()
+    with pytest.raises(ReleaseError, match="names no code"):
+        Machine.of(played({"key": b"k" * 34}))
+
+
+def played(claims):
+    evidence = VerifiedEvidence(
+        Format.TPM, bytes(64), claims, Rooted.SOFTWARE, False, Revocation.UNKNOWN, BEGIN,
+        Check("evidence"),
+    )  # fmt: skip
+    return Appraisal(evidence, (), evidence.checks)

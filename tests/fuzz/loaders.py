@@ -17,6 +17,7 @@ from PIL import Image
 import nets
 import unequal
 from bundle.bundles import module, sealed
+from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.audit.model.interval import Interval
 from cloister.audit.model.theft_progress import Stolen, TheftJob, TheftProgress
 from cloister.audit.model.theft_report import BlackBox, ModelTheftReport, SplitTheft, Theft
@@ -66,6 +67,7 @@ from cloister.training.encrypted_model import EncryptedModel
 from cloister.training.kept_model import kept_model
 from cloister.training.settings import Settings
 from cloister.training.trainer import Trainer
+from cloister.trusted.packed_values import pack, unpack
 from cloister.trusted.pads.pad_layout import PadLayout
 from cloister.trusted.pads.store import PadStore
 from cloister.wire.https import bodies
@@ -440,6 +442,14 @@ LOADERS = {
         _written("ranges.json", b"{\"age\": [0, 120]}"), read_target_ranges, JSON
     ),
     "labels": Loader(_written("labels.txt", b"0,cat\n1,dog\n2,horse\n"), read_labels),
+    "values of a request": Loader(
+        _written("values", pack({"x": np.ones((2, 3), np.float32), "m": [{"a": 0.5}, {}]})),
+        lambda path: unpack(path.read_bytes()),
+    ),
+    "manifest of a runtime": Loader(
+        _written("runtime.json", RuntimeManifest("1.0", ("serve", "--threads", "2")).to_bytes()),
+        lambda path: RuntimeManifest.from_bytes(path.read_bytes()), JSON,
+    ),
     "message body": Loader(
         _written("body", bodies.encode(bodies.Body({"a": 1, "b": "x"}))),
         lambda path: bodies.decode(path.read_bytes()),

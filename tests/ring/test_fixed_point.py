@@ -83,7 +83,7 @@ def test_transpose(isa, shape):
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 5), (1, 2, 33), (3, 3, 70), (2, 4, 1), (0, 3, 4)])
-def test_interleave_turns_pictures_and_finds_what_is_not_finite(shape):
+def test_interleave_turns_pictures_and_finds_what_is_not_finite(isa, shape):
     values = np.random.default_rng(4).standard_normal(shape).astype(np.float32)
     out = np.empty((shape[0], shape[2], shape[1]), np.float32)
     assert native.interleave(values, out)
@@ -96,6 +96,17 @@ def test_interleave_turns_pictures_and_finds_what_is_not_finite(shape):
             np.testing.assert_array_equal(out, bad.transpose(0, 2, 1))
     large = np.full(shape, np.finfo(np.float32).max)
     assert native.interleave(large, out)
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 70])
+def test_one_number_that_is_not_finite_is_found(isa, size):
+    values = np.full((size, 1), np.finfo(np.float32).max, np.float32)
+    assert native.all_finite(values)
+    for place in range(size):
+        for wrong in (np.nan, np.inf, -np.inf, np.float32(-np.nan)):
+            bad = values.copy()
+            bad[place] = wrong
+            assert not native.all_finite(bad)
 
 
 def test_interleave_refuses_what_does_not_fit():

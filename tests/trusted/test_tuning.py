@@ -107,6 +107,13 @@ def test_a_file_that_others_can_read_counts_as_none(cache):
     assert tuning.kept() is None
 
 
+def test_a_choice_against_other_defaults_counts_as_none(cache, monkeypatch):
+    tuning.keep(other())
+    own = tuning.defaults()
+    monkeypatch.setattr(tuning, "defaults", lambda: replace(own, far_tiles=own.far_tiles + 1))
+    assert tuning.kept() is None
+
+
 def test_a_choice_of_another_machine_lies_in_another_file(cache):
     tuning.keep(replace(other(), cores=other().cores + 1))
     assert tuning.kept() is None

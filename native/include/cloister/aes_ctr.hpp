@@ -35,9 +35,10 @@ void aes_ctr_fill(const AesSchedule& key, const uint8_t nonce[kAesNonceBytes], u
                   uint32_t* out, int64_t n);
 
 // out[i] = in[i] - word first_word + i of the stream (mod 2^32); every word of `in` is read once.
-// On the way, the words that lie `ahead` further come into the cache. Throws as aes_ctr_fill does.
+// On the way, words a page further come into the first-level cache, and those `far_bytes` further
+// into the second-level one; 0: neither. Throws as aes_ctr_fill does.
 void aes_ctr_subtract(const AesSchedule& key, const uint8_t nonce[kAesNonceBytes],
                       uint64_t first_word, const uint32_t* in, uint32_t* out, int64_t n,
-                      int64_t ahead = 0);
+                      int64_t far_bytes = 0);
 
 }  // namespace cloister

@@ -11,4 +11,7 @@ void transpose(const uint32_t* x, int64_t rows, int64_t columns, uint32_t* out);
 // are finite. Throws std::invalid_argument unless there are one to four rows.
 bool interleave(const float* x, int64_t rows, int64_t columns, float* out);
 
+// Whether all numbers are finite.
+bool all_finite(const float* x, int64_t count);
+
 }  // namespace cloister

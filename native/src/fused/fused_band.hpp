@@ -167,7 +167,7 @@ class FusedStep::Band {
     kernels_.reply(
         {run_.reply + element(p), terms(p, count), s_.scale.data(), s_.bias.data(), residual(p),
          run_.residual.pixel, s_.lo, s_.hi, step_.a_ ? step_.a_ + p : nullptr, step_.b_,
-         step_.halves_.data(), step_.pairs_.data(), count, s_.c, alone(), out},
+         step_.halves_.data(), step_.pairs_.data(), count, s_.c, alone(), far_bytes(), out},
         scratch_.lanes[0]);
   }
 
@@ -184,12 +184,18 @@ class FusedStep::Band {
     CLOISTER_DEBUG_ASSERT(words <= static_cast<int64_t>(scratch_.terms.size()));
     const uint8_t* nonce = run_.mask_nonces + image_ * static_cast<int64_t>(kAesNonceBytes);
     aes_ctr_subtract(*mask(), nonce, static_cast<uint64_t>(p * s_.c), all + p * s_.c,
-                     scratch_.terms.data(), words, alone() ? tuning_.tile : 0);
+                     scratch_.terms.data(), words,
+                     alone() ? std::max<int64_t>(far_bytes(), kPage) : 0);
     return scratch_.terms.data();
   }
 
   // No emit() that brings the next tile into the cache comes between two tiles of the reply.
   bool alone() const { return s_.window.has_value() || s_.sinks.empty(); }
+
+  // So far ahead do answers and terms come into the second-level cache.
+  int64_t far_bytes() const {
+    return tuning_.far_tiles * tuning_.tile * static_cast<int64_t>(sizeof(uint32_t));
+  }
 
   int64_t element(int64_t p) const { return (image_ * s_.h * s_.w + p) * s_.c; }
 
@@ -219,8 +225,7 @@ class FusedStep::Band {
     const auto begin = static_cast<uintptr_t>(p * s_.c) * sizeof(uint32_t) - address(values);
     ahead_.reply = address(run_.reply + image_ * elements) + begin;
     ahead_.unblind = terms ? address(terms) + begin : 0;
-    const auto further = static_cast<uintptr_t>(tuning_.far_tiles * tile_pixels() * s_.c);
-    ahead_.far = terms && further != 0 ? ahead_.unblind + further * sizeof(uint32_t) : 0;
+    ahead_.far = static_cast<uintptr_t>(far_bytes());
   }
 
   // Where the value before the window goes: straight to where it is kept, if that has no gaps.

@@ -38,6 +38,15 @@ inline float clip_limit(int32_t qmax) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(tie) - static_cast<uint32_t>(qmax % 2));
 }
 
+// How many bytes from a value the reply and the unblinding term lie that take its place in the next
+// tile, which comes into the first-level cache on the way; and how much further those lie that come
+// into the second-level cache. 0 for what is not there, because looking up an address without
+// memory takes time too.
+struct Ahead {
+  uintptr_t reply = 0, unblind = 0, far = 0;
+};
+inline uintptr_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
+
 // Reply to float: unblind, check, dequantise, add the residual, clamp.
 struct ReplyRow {
   const uint32_t* reply;
@@ -52,8 +61,9 @@ struct ReplyRow {
   const HalfBlock* halves;  // b once more
   const PairBlock* pairs;   // and once more
   int64_t pixels, channels;
-  bool alone;  // no emit() that brings the next tile into the cache will come between
-  float* out;  // packed
+  bool alone;         // no emit() that brings the next tile into the cache will come between
+  int64_t far_bytes;  // alone: how far ahead replies and terms come into the second-level cache
+  float* out;         // packed
 };
 
 // The same for a float32 source.
@@ -76,15 +86,6 @@ struct WindowRow {
   int64_t x_begin, x_end;
   float* out;  // packed
 };
-
-// How many bytes from a value the reply and the unblinding term lie that take its place in the next
-// tile: brought into the first-level cache on the way; and the unblinding term of a tile further
-// on, brought into the second-level cache. 0 for what is not there, because looking up an address
-// without memory takes time too.
-struct Ahead {
-  uintptr_t reply = 0, unblind = 0, far = 0;
-};
-inline uintptr_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 
 // Float to request: quantise, check, pad, store.
 struct EmitRow {

@@ -28,9 +28,9 @@ struct Answer {
     const int64_t at = p * row.channels + j;
     // The only read of the reply: `z` goes into the check and into the value.
     auto z = S::load_once(row.reply + at, mask...);
-    if (row.alone) prefetch(row.reply + at);
+    if (row.alone) prefetch_behind(row.reply + at, row.far_bytes);
     if constexpr (kUnblind) {
-      if (row.alone) prefetch(row.unblind + at);
+      if (row.alone) prefetch_behind(row.unblind + at, row.far_bytes);
       z = S::sub(z, S::load(row.unblind + at, mask...));
     }
     if constexpr (kCheck) dot.accumulate_pairs(c0, c1, z);

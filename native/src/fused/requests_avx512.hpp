@@ -1,5 +1,6 @@
 // Where a request's integers go: under pads made in registers, or in the clear.
-// run() begins at an element and goes on in vectors that are `apart` elements from each other:
+// run() begins at an element and goes on in vectors that are `apart` elements from each other;
+// square() goes on by twos, two of one pixel and the two below of the next, until it skip()s one:
 // next() makes the pads of as many vectors, with other work between the rounds; put() is the only
 // write of the request: the integers never reach its memory without their pad. Included by AVX-512
 // back ends only.
@@ -14,14 +15,16 @@ constexpr int kVectors = 4;  // AES waits for itself, so four keystreams are mad
 // The integers of a tile, vector by vector.
 struct TileQuantiser {
   const float* values;
+  const float* fetched;  // in order, whatever the order of the vectors
   Ahead ahead;
   Quantiser<Avx512> quantise;
 
   explicit TileQuantiser(const EmitRow& row)
-      : values(row.values), ahead(row.ahead), quantise(row) {}
+      : values(row.values), fetched(row.values), ahead(row.ahead), quantise(row) {}
 
   inline __attribute__((always_inline)) __m512i operator()(int64_t at, auto... mask) {
-    fetch(ahead, values + at);
+    fetch(ahead, fetched);
+    fetched += Avx512::kLanes;
     return quantise(Avx512::load(values + at, mask...));
   }
   void count(CheckLanes& lanes) const {
@@ -44,6 +47,8 @@ struct PlainRequest {
   int16_t* out;
 
   PlainRequest run(int64_t, int64_t) const { return *this; }
+  PlainRequest square(int64_t, int64_t) const { return *this; }
+  void skip(int64_t) const {}
 
   template <int kCount>
   inline __attribute__((always_inline)) void next(__m512i*, const auto& beside) const {
@@ -76,12 +81,16 @@ class BlindedRequest {
     uint32_t* out;
     VaesKeys keys;
     __m512i counter;
-    uint32_t stride;
+    uint32_t stride, pair;  // in blocks: of the second vector, and of the third
+    uint32_t step;          // and of the next four
 
     template <int kCount>
     inline __attribute__((always_inline)) void next(__m512i* pad, const auto& beside) {
-      vaes_keystream<kCount>(keys, counter, pad, stride, beside);
-      counter = _mm512_add_epi32(counter, vaes_step(kCount * stride));
+      vaes_keystream<kCount>(keys, counter, pad, stride, pair, beside);
+      counter = _mm512_add_epi32(counter, vaes_step(kCount == kVectors ? step : kCount * stride));
+    }
+    void skip(int64_t elements) {
+      counter = _mm512_add_epi32(counter, vaes_step(static_cast<uint32_t>(elements / 4)));
     }
     inline __attribute__((always_inline)) void put(int64_t at, __m512i q, __m512i pad,
                                                    auto... mask) const {
@@ -96,12 +105,19 @@ class BlindedRequest {
 
   // Multiples of a block's four elements.
   Run run(int64_t first, int64_t apart) const {
-    const auto block = static_cast<uint32_t>(first / 4);
-    const __m512i counter = _mm512_add_epi32(start_, vaes_step(block));
-    return {out_, keys_, counter, static_cast<uint32_t>(apart / 4)};
+    const auto stride = static_cast<uint32_t>(apart / 4);
+    return {out_, keys_, counter(first), stride, 2 * stride, kVectors * stride};
+  }
+  Run square(int64_t first, int64_t below) const {
+    constexpr auto kStride = static_cast<uint32_t>(Avx512::kLanes / 4);
+    return {out_, keys_, counter(first), kStride, static_cast<uint32_t>(below / 4), 2 * kStride};
   }
 
  private:
+  __m512i counter(int64_t first) const {
+    return _mm512_add_epi32(start_, vaes_step(static_cast<uint32_t>(first / 4)));
+  }
+
   uint32_t* out_;
   VaesKeys keys_;
   __m512i start_;

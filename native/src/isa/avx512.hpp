@@ -169,7 +169,8 @@ inline __m512i vaes_big_endian(__m512i counter) {
   return _mm512_shuffle_epi8(counter, order);
 }
 
-// Keystream of kVectors runs of 16 words, which begin `stride` blocks apart: one run unless said.
+// Keystream of kVectors runs of 16 words: by twos, which begin `stride` blocks apart, and the next
+// two `pair` blocks further. One run unless said.
 // beside(round) is what the caller wants done between two rounds, each of which waits for the one
 // before.
 constexpr int kVaesRounds = 14;
@@ -178,10 +179,12 @@ constexpr auto kNothing = [](int) {};
 template <int kVectors, class Beside = decltype(kNothing)>
 inline __attribute__((always_inline)) void vaes_keystream(const VaesKeys& keys, __m512i counter,
                                                           __m512i* state, uint32_t stride = 4,
+                                                          uint32_t pair = 8,
                                                           const Beside& beside = kNothing) {
 #pragma GCC unroll 8
   for (int i = 0; i < kVectors; ++i) {
-    const __m512i number = _mm512_add_epi32(counter, vaes_step(stride * static_cast<uint32_t>(i)));
+    const auto n = static_cast<uint32_t>(i);
+    const __m512i number = _mm512_add_epi32(counter, vaes_step(n / 2 * pair + n % 2 * stride));
     state[i] = _mm512_xor_si512(vaes_big_endian(number), keys.round(0));
   }
 #pragma GCC unroll 16

@@ -130,7 +130,7 @@ struct AesKernels {
                uint32_t* out);
   // The same subtracted from the words at `in`, each read once; see aes_ctr_subtract.
   void (*subtract)(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
-                   const uint32_t* in, uint32_t* out, int64_t ahead);
+                   const uint32_t* in, uint32_t* out, int64_t far_bytes);
 };
 
 // Where a digit lies in a word: (word >> shift) & mask is the digit plus half its range.
@@ -155,6 +155,8 @@ struct Kernels {
   void (*scale_difference)(const uint32_t* p, const uint32_t* m, int64_t count, float factor,
                            float* out);
   void (*transpose)(const uint32_t* x, int64_t rows, int64_t columns, uint32_t* out);
+  bool (*all_finite)(const float* x, int64_t count);
+  bool (*interleave)(const float* x, int64_t rows, int64_t columns, float* out);  // 1 to 4 rows
   FreivaldsKernels freivalds;
   AesKernels aes;
   PadShareKernels pad_shares;

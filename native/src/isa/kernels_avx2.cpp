@@ -15,6 +15,8 @@ const Kernels kKernelsAvx2{
     .doubles = fixed_point_kernels<double>(),
     .scale_difference = scale_difference_words,
     .transpose = transpose_words,
+    .all_finite = all_finite_floats,
+    .interleave = interleave_floats,
     .freivalds = kFreivaldsInWords,
     .aes = {aes_expand_key, aes_fill, aes_subtract},
     .pad_shares = pad_share_kernels<Avx2>()};

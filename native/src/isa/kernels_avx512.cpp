@@ -157,7 +157,7 @@ void combine_taps(const AdjointTap* taps, int64_t count, int64_t width, uint64_t
 // The keystream, or the words at `in` minus it; eight vectors in flight.
 template <bool kSubtract>
 void vaes_stream(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
-                 const uint32_t* in, uint32_t* out, int64_t ahead) {
+                 const uint32_t* in, uint32_t* out, int64_t far_bytes) {
   constexpr int kVectors = 8;
   const VaesKeys keys(rounds);
   __m512i counter = vaes_counter(nonce, first);
@@ -170,7 +170,7 @@ void vaes_stream(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, in
     for (int j = 0; j < kVectors; ++j) {
       const int64_t at = 4 * i + 16 * j;
       if constexpr (kSubtract) {
-        if (ahead != 0) prefetch_ahead(in + at, ahead);
+        if (far_bytes != 0) prefetch_behind(in + at, far_bytes);
         state[j] = _mm512_sub_epi32(_mm512_loadu_si512(in + at), state[j]);
       }
       _mm512_storeu_si512(out + at, state[j]);
@@ -201,6 +201,8 @@ const Kernels kKernelsAvx512{
     .doubles = fixed_point_kernels<double>(),
     .scale_difference = scale_difference_words,
     .transpose = transpose_squares,
+    .all_finite = all_finite_floats,
+    .interleave = interleave_floats,
     .freivalds = {fold_weights, combine_taps},
     .aes = {aes_expand_key, vaes_fill, vaes_stream<true>},
     .pad_shares = pad_share_kernels<Avx512>()};

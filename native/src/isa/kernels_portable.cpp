@@ -14,6 +14,8 @@ const Kernels kKernelsPortable{
     .doubles = fixed_point_kernels<double>(),
     .scale_difference = scale_difference_words,
     .transpose = transpose_words,
+    .all_finite = all_finite_floats,
+    .interleave = interleave_floats,
     .freivalds = kFreivaldsInWords,
     .aes = {},
     .pad_shares = pad_share_kernels<Portable>()};

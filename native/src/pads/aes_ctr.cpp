@@ -50,14 +50,14 @@ void aes_ctr_fill(const AesSchedule& key, const uint8_t nonce[kAesNonceBytes], u
 
 void aes_ctr_subtract(const AesSchedule& key, const uint8_t nonce[kAesNonceBytes],
                       uint64_t first_word, const uint32_t* in, uint32_t* out, int64_t n,
-                      int64_t ahead) {
+                      int64_t far_bytes) {
   check_range(first_word / 4, n < 0 ? n : n + static_cast<int64_t>(first_word % 4));
   while (n > 0) {
     const auto block = static_cast<uint32_t>(first_word / 4);
     const auto behind = static_cast<int64_t>(first_word % 4);
     int64_t done = n / 4 * 4;
     if (behind == 0 && done > 0) {
-      kernels().aes.subtract(key.rounds(), nonce, block, done / 4, in, out, ahead);
+      kernels().aes.subtract(key.rounds(), nonce, block, done / 4, in, out, far_bytes);
     } else {  // a part of one block
       uint32_t words[4];
       kernels().aes.fill(key.rounds(), nonce, block, 1, words);

@@ -2,6 +2,7 @@
 // processors with AES instructions.
 #pragma once
 #include "isa/avx2.hpp"
+#include "isa/prefetch.hpp"
 
 namespace cloister {
 namespace {
@@ -21,12 +22,6 @@ inline __m128i odd_round(__m128i before, __m128i last) {
   return _mm_xor_si128(before, word);
 }
 
-// The line `words` further; as a number, because it may lie behind the array.
-inline void prefetch_ahead(const uint32_t* p, int64_t words) {
-  const auto bytes = static_cast<uintptr_t>(words) * sizeof(uint32_t);
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + bytes), 0, 3);
-}
-
 // Blocks of the keystream, or the words at `in` minus them.
 template <int kBlocks, bool kSubtract>
 void stream_blocks(const uint8_t* rounds, __m128i counter, const uint32_t* in, uint32_t* out) {
@@ -43,14 +38,14 @@ void stream_blocks(const uint8_t* rounds, __m128i counter, const uint32_t* in, u
 
 template <bool kSubtract>
 void stream(const uint8_t* rounds, const uint8_t* nonce, uint32_t first, int64_t blocks,
-            const uint32_t* in, uint32_t* out, int64_t ahead) {
+            const uint32_t* in, uint32_t* out, int64_t far_bytes) {
   __m128i counter = aes_counter(nonce, first);
   int64_t i = 0;
   for (; i + 8 <= blocks; i += 8) {
     if constexpr (kSubtract) {
-      if (ahead != 0) {
-        prefetch_ahead(in + 4 * i, ahead);
-        prefetch_ahead(in + 4 * i, ahead + 16);
+      if (far_bytes != 0) {
+        prefetch_behind(in + 4 * i, far_bytes);
+        prefetch_behind(in + 4 * i + 16, far_bytes);
       }
     }
     stream_blocks<8, kSubtract>(rounds, counter, kSubtract ? in + 4 * i : nullptr, out + 4 * i);
@@ -89,8 +84,8 @@ inline void aes_fill(const uint8_t* rounds, const uint8_t* nonce, uint32_t first
 }
 
 inline void aes_subtract(const uint8_t* rounds, const uint8_t* nonce, uint32_t first,
-                         int64_t blocks, const uint32_t* in, uint32_t* out, int64_t ahead) {
-  stream<true>(rounds, nonce, first, blocks, in, out, ahead);
+                         int64_t blocks, const uint32_t* in, uint32_t* out, int64_t far_bytes) {
+  stream<true>(rounds, nonce, first, blocks, in, out, far_bytes);
 }
 
 }  // namespace

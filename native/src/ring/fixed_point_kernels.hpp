@@ -122,5 +122,40 @@ inline void transpose_words(const uint32_t* x, int64_t rows, int64_t columns, ui
   }
 }
 
+inline uint32_t is_not_finite(float value) {
+  constexpr uint32_t kExponent = 0x7f800000;  // all its bits are set in NaN and infinity
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return static_cast<uint32_t>((bits & kExponent) == kExponent);
+}
+
+inline bool all_finite_floats(const float* x, int64_t count) {
+  uint32_t not_finite = 0;
+  for (int64_t i = 0; i < count; ++i) not_finite |= is_not_finite(x[i]);
+  return not_finite == 0;
+}
+
+template <int kRows>
+bool interleave_rows(const float* x, int64_t columns, float* out) {
+  uint32_t not_finite = 0;
+  for (int64_t i = 0; i < columns; ++i) {
+    for (int row = 0; row < kRows; ++row) {
+      const float value = x[row * columns + i];
+      not_finite |= is_not_finite(value);
+      out[i * kRows + row] = value;
+    }
+  }
+  return not_finite == 0;
+}
+
+inline bool interleave_floats(const float* x, int64_t rows, int64_t columns, float* out) {
+  switch (rows) {
+    case 1: return interleave_rows<1>(x, columns, out);
+    case 2: return interleave_rows<2>(x, columns, out);
+    case 3: return interleave_rows<3>(x, columns, out);
+    default: return interleave_rows<4>(x, columns, out);
+  }
+}
+
 }  // namespace
 }  // namespace cloister

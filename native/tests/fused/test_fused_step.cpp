@@ -51,7 +51,8 @@ struct Setting {
   bool reply;
   bool full;  // unblinding, residual and checks
   bool extreme;
-  int64_t terms = 0;  // of the coefficients of requests; 0: every element has its own
+  int64_t terms = 0;    // of the coefficients of requests; 0: every element has its own
+  bool slides = false;  // the factors of a column are those of the one before, a term further
 };
 
 constexpr int64_t kImages = 2;
@@ -116,7 +117,10 @@ Inputs inputs_of(const Setting& s) {
   for (int64_t i = 0; i < s.c; ++i) x.b.push_back(element());
   const int64_t blocks = s.terms > 0 ? s.terms : out_w;
   for (int64_t i = 0; i < out_h * blocks * s.c; ++i) x.rows.push_back(digits());
-  for (int64_t i = 0; i < s.terms * out_w; ++i) x.columns.push_back(digits());
+  for (int64_t i = 0; i < s.terms * out_w; ++i) {
+    const bool moved = s.slides && i > out_w && i % out_w != 0;
+    x.columns.push_back(moved ? x.columns[static_cast<size_t>(i - out_w - 1)] : digits());
+  }
   for (uint8_t& byte : x.key) byte = static_cast<uint8_t>(random());
   for (int64_t i = 0; i < 12 * kImages; ++i) x.nonces.push_back(static_cast<uint8_t>(random()));
   for (auto& key : x.mask_keys) {
@@ -489,6 +493,12 @@ int main() {
     }
   }
   for (bool extreme : {false, true}) {  // large enough to be stored past the caches
+    // Three terms of pixels that are taken by twos, and of others.
+    for (int64_t c : {32, 33, 96, 512, 4128}) {
+      test({2, c > 4096 ? 3 : 15, c, std::nullopt, true, true, extreme, 3, true});
+      test({2, 4, c, std::nullopt, false, true, extreme, 3, true});
+    }
+    test({2, 1, 96, std::nullopt, true, true, extreme, 3, true});
     for (int64_t terms : {0, 1, 3, 4}) {
       test({96, 90, 64, std::nullopt, true, true, extreme, terms});
       test({64, 8, 1024, std::nullopt, true, true, extreme, terms});

@@ -130,9 +130,13 @@ class AttestedConversation:
 
     def _release(self) -> None:
         self._last, self._answer = b"", bytearray()
-        if self._operations is not None:
-            self._operations = None
+        if self._operations is None:
+            return
+        self._operations = None
+        try:
             self._closed(self.channel)
+        except Exception as error:  # noqa: BLE001  (whoever ends a conversation has others to end)
+            self._log.line(f"a conversation's end failed: {described(error)}")
 
     def _call(self, plaintext: bytes) -> bytes:
         try:

@@ -8,11 +8,11 @@ import ctypes
 import fcntl
 import os
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import cbor2
 
+from cloister.attest.cbor import only_item
 from cloister.attest.report_data import require_report_data
 from cloister.attest.verified_evidence import Format
 from cloister.base.reading import parsing
@@ -56,8 +56,10 @@ class NsmAttester:
         require_report_data(report_data)
         asked = {"user_data": report_data, "nonce": None, "public_key": None}
         response = self._ask(cbor2.dumps({"Attestation": asked}))
+        found = only_item(response, f"{self.path}: its response")
         with parsing(f"{self.path}: its response is damaged", kind=AttestationError):
-            found = cbor2.load(BytesIO(response))
+            if not isinstance(found, dict):
+                raise ValueError("it is no map")
             if "Error" in found:
                 raise AttestationError(f"{self.path}: refuses to attest: {found['Error']}")
             document = found["Attestation"]["document"]

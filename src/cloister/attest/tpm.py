@@ -15,6 +15,7 @@ from datetime import datetime
 import cbor2
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from cloister.attest.cbor import only_item
 from cloister.attest.certificates import load_certificate, require_valid_at
 from cloister.attest.check_tree import Check, require_equal
 from cloister.attest.report_data import require_report_data
@@ -84,9 +85,13 @@ class TpmEvidence:
         """
         if len(data) > MAX_BYTES:
             raise AttestationError(f"{WHAT}: {len(data)} bytes are more than it ever has")
+        found = only_item(data, WHAT)
         with parsing(f"{WHAT}: is damaged", kind=AttestationError):
-            found = cbor2.loads(data)
-            if set(found) - {"certificate"} != _FIELDS or found.pop("kind") != KIND:
+            if (
+                not isinstance(found, dict)
+                or set(found) - {"certificate"} != _FIELDS
+                or found.pop("kind") != KIND
+            ):
                 raise ValueError("its fields are others")
             registers = found["registers"]
             texts = [found[name] for name in found if name != "registers"]

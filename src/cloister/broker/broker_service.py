@@ -27,6 +27,8 @@ from cloister.wire.https.bodies import Body
 RELEASE_BYTES, COUNTER_BYTES = 1 << 14, 1 << 12
 REATTEST_S = 900.0
 """A runtime that keeps its session proves itself anew in this time."""
+LIMITS = SessionLimits(sessions=1024, kept_s=5.0)
+"""A session is a few keys and a ticket; each runtime of each customer keeps one."""
 
 
 class CountingVerifier(Verifier):
@@ -55,7 +57,7 @@ def serve(
     *,
     listen: str,
     rng: Csprng,
-    limits: SessionLimits | None = None,
+    limits: SessionLimits = LIMITS,
     server_limits: ServerLimits | None = None,
 ) -> AttestedService:
     """Serve in the background until the result is closed.

@@ -4,7 +4,8 @@ A pure function of the ticket, the appraisal, the ledger's tables and the time. 
 one table, in the order in which they are asked; the first that does not hold refuses.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -26,9 +27,11 @@ _CLAIMS = {
     Format.TDX: ("mrtd", "ppid"),
     Format.SGX: ("mrenclave", "ppid"),
     Format.NITRO: ("pcr0", "module_id"),
+    Format.TPM: ("registers", "key"),
     Format.SIMULATED: ("measurement", "chip_id"),
 }
 """Which claims name the code and the processor."""
+_REGISTER = "pcr"
 
 
 class RefusalKind(StrEnum):
@@ -66,13 +69,21 @@ class Machine:
         """
         evidence = appraisal.evidence
         code, chip = _CLAIMS.get(evidence.format, ("", ""))
-        measurement, chip_id = evidence.claims.get(code), evidence.claims.get(chip)
+        claims = {**evidence.claims, "registers": _registers(evidence.claims)}
+        measurement, chip_id = claims.get(code), claims.get(chip)
         if not isinstance(measurement, bytes):
             raise ReleaseError(
                 f"evidence of format {evidence.format.value} names no code for the ledger; keys "
                 f"are released to {', '.join(kind.value for kind in _CLAIMS)}"
             )
         return Machine(evidence.format.value, measurement.hex(), _named(chip_id))
+
+
+def _registers(claims: Mapping[str, object]) -> bytes | None:
+    """SHA-256 over a TPM's registers with their names, of all that it has quoted."""
+    quoted = {name: one for name, one in claims.items() if name.startswith(_REGISTER)}
+    parts = [name.encode() + one for name, one in sorted(quoted.items()) if isinstance(one, bytes)]
+    return hashlib.sha256(b"".join(parts)).digest() if parts else None
 
 
 def _named(chip: object) -> str:

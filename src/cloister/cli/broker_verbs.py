@@ -25,6 +25,7 @@ from cloister.cli.attest_verbs import CollateralPaths
 from cloister.cli.console import emit_json, err, out, table
 from cloister.cli.serving import serve_until_interrupted
 from cloister.errors import InputError, VerificationError
+from cloister.trusted.engines.sandbox import hide_memory
 
 ANY = "any"
 
@@ -127,6 +128,7 @@ def serve(folder: Folder, listen: options.Listen) -> None:
     Policy and collateral are read at the start. After a change, start the broker again: all
     sessions end then, and every runtime is appraised anew.
     """
+    hide_memory()
     broker = Broker(folder, clock=SYSTEM_CLOCK)
     try:
         if Format.SIMULATED in broker.folder.policy.sections:

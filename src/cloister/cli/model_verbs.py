@@ -59,6 +59,7 @@ from cloister.tickets.ticket_meter import TicketMeter
 from cloister.trusted.clips import OnClip, clip_text
 from cloister.trusted.compare import Comparison
 from cloister.trusted.compare import compare as measure_errors
+from cloister.trusted.engines.sandbox import hide_memory
 from cloister.trusted.metered_session import MeteredResult, MeteredSession
 from cloister.trusted.pads.makers import MakerAddress
 from cloister.trusted.pads.pad_ledger import PadLedger
@@ -382,6 +383,8 @@ def run(
         options.refuse_given("goes with a plan, not a bundle", {"--module": module, "--pads": pads})
         client = bought.client(model, vendor=trust.vendor, key=key, machine=insecure_simulated)
         if client is not None:
+            # The key is for this process alone, and not for others of its user.
+            hide_memory()
             context.call_on_close(client.close)
         found = _planned_in_bundle(
             model, inputs, given, digest, trust, bought, key, client, sealed=appraiser is not None

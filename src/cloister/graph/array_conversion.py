@@ -100,14 +100,14 @@ def as_input(
 
     Raises   ShapeError, RangeError beginning with `what`
     """
-    if whole and _is_input(graph, name, array):
+    if whole and is_input(graph, name, array):
         return array
     shaped = _shaped(graph, name, array, what, whole=whole)
     made = convert(shaped, element_type(graph, name), what, batch_axis(graph, name))
     return np.asarray(made, order="C")
 
 
-def _is_input(graph: Graph, name: str, array: np.ndarray) -> bool:
+def is_input(graph: Graph, name: str, array: np.ndarray) -> bool:
     """Whether an array is float32 numbers as the model takes them: most inputs are."""
     known, sizes = graph.types.get(name), graph.sizes(name)
     return (

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cloister.errors import InputError, RangeError, ShapeError
-from cloister.graph.array_conversion import as_array, as_input, as_other, convert
+from cloister.graph.array_conversion import as_array, as_input, as_other, convert, is_input
 from cloister.graph.batch import batch_axis, bound_sizes, element_type, is_other, sample_count
 from cloister.graph.graph import Graph
 
@@ -41,6 +41,12 @@ def as_samples(model: Graph, samples: Samples) -> dict[str, np.ndarray]:
 
 def _whole(model: Graph, samples: Samples) -> dict[str, np.ndarray]:
     """Samples that are no stream."""
+    if len(model.inputs) == 1 and isinstance(samples, np.ndarray):
+        (only,) = model.inputs
+        if is_input(model, only, samples):  # as most samples are
+            arrays = {only: samples}
+            bound_sizes(model, arrays)
+            return arrays
     named = _by_name(model, samples)
     if model.defaults:
         named = {**model.defaults, **named}

@@ -16,6 +16,7 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import UInt64
 
+import cloister.base._native as native
 from cloister.graph.part import reads
 from cloister.plan.plan import Plan
 from cloister.trusted.report import Report
@@ -43,13 +44,13 @@ class ClipRule:
         least = np.array([1 if node.node in first else LEAST for node in nodes], np.int64)
         # The smallest count that is too much.
         limits = np.maximum(least, np.floor(SHARE * elements).astype(np.int64) + 1)
-        self._limits = limits.astype(np.uint64)[:, None]
+        self._limits = limits.astype(np.uint64)
 
     def beyond(self, clipped: UInt64[np.ndarray, "nodes inputs"]) -> tuple[int, ...]:
         """The inputs outside the calibrated range."""
-        above = clipped >= self._limits
-        if not above.any():
+        if not native.reaches(clipped, self._limits):
             return ()
+        above = clipped >= self._limits[:, None]
         return tuple(above.any(axis=0).nonzero()[0].tolist())
 
 

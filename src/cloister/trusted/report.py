@@ -22,9 +22,9 @@ _SUMS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
-    """Totals of a run.
+    """Totals of a run; not frozen, which would cost a small model's request some percent.
 
     `trusted_ms` is CPU time of the trusted process, all threads; `worker_ms` the sum of all lanes'
     waits for workers, which overlap; `offline_ms` CPU time spent making pads (inline pads only).

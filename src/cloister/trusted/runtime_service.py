@@ -38,8 +38,10 @@ from cloister.trusted.runtime_messages import (
     UPLOAD,
 )
 from cloister.trusted.sealed_memory import MemoryAllowance, SealedMemory, SharedFiles
+from cloister.wire.https.admission import ServerLimits
 from cloister.wire.https.bodies import Body
 
+_MORE_THREADS = 16
 _BODY_BYTES = 1 << 16
 """Of a call without a tensor, and of what stands around one."""
 
@@ -110,6 +112,8 @@ class RuntimeService:
             operations=self._operations,
             closed=self._left,
             limits=SessionLimits(sessions=self._limits.sessions, idle_s=self._limits.idle_s),
+            # A run keeps its thread; handshakes and uploads of others have threads besides.
+            server_limits=ServerLimits(threads=self._limits.sessions + _MORE_THREADS),
             max_call_bytes=RUN_BYTES + _BODY_BYTES,
         )
         self.url = self._service.url

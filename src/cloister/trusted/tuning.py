@@ -138,8 +138,13 @@ def keep(choice: Choice) -> Path:
 
 
 def _path(machine: Choice) -> Path:
+    """Kernels with other defaults are other kernels: what was measured of them says nothing."""
+    own = defaults()
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    key = f"{machine.processor}\n{machine.cores}\n{machine.isa}"
+    key = (
+        f"{machine.processor}\n{machine.cores}\n{machine.isa}\n"
+        f"{own.tile} {own.far_tiles} {own.stream_from}"
+    )
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     return Path(folder) / "cloister" / f"tuning-{name}.json"
 
@@ -176,7 +181,7 @@ def _candidates() -> Iterator[Choice]:
     """The defaults, then others that were fastest on some machine."""
     yield defaults()
     for tile in (1024, 2048, 4096):
-        for far_tiles in (0, 2):
+        for far_tiles in (0, 8):
             if (tile, far_tiles) != (native.Tuning().tile, native.Tuning().far_tiles):
                 yield _here(native.Tuning(tile=tile, far_tiles=far_tiles))
     yield _here(native.Tuning(stream_from=_NEVER))

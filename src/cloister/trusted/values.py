@@ -92,6 +92,8 @@ def _packed(value: np.ndarray, *, channels_first: bool) -> tuple[np.ndarray, boo
     """
     turned = to_channels_last(value, channels_first=channels_first)
     n, h, w, channels = turned.shape
+    if turned.flags.c_contiguous and turned.dtype == np.float32:
+        return turned, native.all_finite(turned)
     if turned.flags.c_contiguous or channels > _FEW_CHANNELS:
         return np.ascontiguousarray(turned, np.float32), bool(np.isfinite(value).all())
     given = np.ascontiguousarray(value, np.float32).reshape(n, channels, h * w)
