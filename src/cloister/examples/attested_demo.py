@@ -29,7 +29,7 @@ from cloister.examples.commands import cloister, refused, serving
 from cloister.examples.digits_demo import AllDigits, model_file, plain_logits
 from cloister.examples.hidden_demo import LAYERS
 from cloister.examples.hidden_search import HiddenWords
-from cloister.examples.recording_proxy import RecordingProxy
+from cloister.examples.replaying_proxy import ReplayingProxy
 from cloister.graph.hidden import hide
 from cloister.graph.onnx.load import load
 from cloister.plan.claims import Claims
@@ -196,7 +196,7 @@ class _Story:
         folder = self._folder / "network"
         folder.mkdir(mode=0o700)
         create_certificate(folder, "a network")
-        with RecordingProxy(runtime, folder=folder) as self._proxy:
+        with ReplayingProxy(runtime, folder=folder) as self._proxy:
             yield
 
     def _runtime(self, broker: str, machine: Path) -> tuple[object, ...]:

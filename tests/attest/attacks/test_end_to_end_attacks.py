@@ -21,7 +21,7 @@ from cloister.attest.simulated import SimulatedMachine
 from cloister.base.identity import create_certificate
 from cloister.base.rng import SystemRandom
 from cloister.errors import AttestationError, ChannelClosedError, VerificationError
-from cloister.examples.recording_proxy import RecordingProxy
+from cloister.examples.replaying_proxy import ReplayingProxy
 from cloister.wire.https.bodies import Body, decode
 
 CALLEE, CALLER = Direction.CALLEE, Direction.CALLER
@@ -98,7 +98,7 @@ def evidence_for_the_attacker(url):
 def test_a_relay_through_a_genuine_other_machine(folder, running):
     """Who listed no chips gets a sibling of the machine, which keeps the code's promises."""
     sibling = running(service(folder, lambda: prover(attester=SIBLING)))
-    relay = running(RecordingProxy(sibling.url, folder=folder))
+    relay = running(ReplayingProxy(sibling.url, folder=folder))
     with client(relay.url, lambda: verifier(policy=policy())) as calling:
         assert calling.appraisal.evidence.claims["chip_id"] == bytes.fromhex(SIBLING_CHIP)
     with pytest.raises(AttestationError, match=r"chip_id: expected aaaa.*, found bbbb"):
@@ -120,7 +120,7 @@ def test_a_relay_gives_the_attacker_no_key_of_the_conversation(folder, running):
 @pytest.mark.parametrize("restarted", [False, True])
 def test_replayed_evidence(folder, running, restarted):
     serving = service(folder)
-    relay = running(RecordingProxy(serving.url, folder=folder))
+    relay = running(ReplayingProxy(serving.url, folder=folder))
     with client(relay.url) as calling:
         assert calling.call("echo", {"n": 1}).number("n") == 1
     if restarted:
@@ -150,7 +150,7 @@ def test_evidence_that_was_recorded_in_the_clear(folder, running, restarted):
 
 def test_records_of_an_earlier_conversation(folder, running):
     serving = running(service(folder))
-    relay = running(RecordingProxy(serving.url, folder=folder))
+    relay = running(ReplayingProxy(serving.url, folder=folder))
     with client(relay.url) as calling:
         calling.call("echo", {"n": 1})
     old = decode(relay.messages[3]).array(0, np.uint8, 1).tobytes()
@@ -191,7 +191,7 @@ def test_client_evidence_in_an_answer_of_the_attackers(folder, running):
 # ---- what is changed on the way
 
 
-class Changing(RecordingProxy):
+class Changing(ReplayingProxy):
     """Changes the offers that it passes on."""
 
     change = staticmethod(lambda offer: offer)

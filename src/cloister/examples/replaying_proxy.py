@@ -16,7 +16,7 @@ OVERHEAD_BYTES = 4096
 STRANGERS = "strangers"
 
 
-class RecordingProxy:
+class ReplayingProxy:
     """Serves in background threads until `close`; `url` says where.
 
     messages    every body that went either way, as it was sent
@@ -49,7 +49,7 @@ class RecordingProxy:
         for client in self._clients.values():
             client.close()
 
-    def __enter__(self) -> "RecordingProxy":
+    def __enter__(self) -> "ReplayingProxy":
         return self
 
     def __exit__(self, *_: object) -> None:
