@@ -5,10 +5,7 @@ arguments   descriptors: a socket, the plan, the model with free sizes or NO_FIL
 It opens the session, then answers packed inputs with packed results until the socket is closed.
 """
 
-import os
-import select
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -37,13 +34,14 @@ from cloister.trusted.packed_values import unpack
 from cloister.trusted.query_counter import QueryCounter
 from cloister.trusted.sealed_memory import mapped
 from cloister.trusted.session import Session
+from cloister.wire.process_end import end_with
 
 
 def main(arguments: Sequence[str]) -> int:
     """Serve one session until its other end is closed."""
     control, plan, template = map(int, arguments)
     hide_memory()  # the processes of other clients belong to the same user
-    threading.Thread(target=_end_with, args=(control,), daemon=True).start()
+    end_with([control])
     with Connection(control) as channel:
         try:
             session = _opened(channel, plan, template)
@@ -107,14 +105,6 @@ def _hidden_end(plan: Plan, told: dict[str, Any] | None) -> dict[str, Any]:
         "engine": keys.engine,
         "counter": None if counter is None else QueryCounter.open(Path(counter)),
     }
-
-
-def _end_with(descriptor: int) -> None:
-    """End this process, whatever it computes, once the other end of a socket is closed."""
-    gone = select.poll()
-    gone.register(descriptor, 0)  # a hang-up is always reported
-    gone.poll()
-    os._exit(0)
 
 
 if __name__ == "__main__":
