@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cloister.attest.attested_conversation import Operation
+from cloister.attest.attested_conversation import MOST_AT_ONCE, Operation
 from cloister.attest.attested_service import AttestedService
 from cloister.attest.attester import Attester
 from cloister.attest.channel import AttestedChannel
@@ -112,8 +112,10 @@ class RuntimeService:
             operations=self._operations,
             closed=self._left,
             limits=SessionLimits(sessions=self._limits.sessions, idle_s=self._limits.idle_s),
-            # A run keeps its thread; handshakes and uploads of others have threads besides.
-            server_limits=ServerLimits(threads=self._limits.sessions + _MORE_THREADS),
+            # Runs keep their threads; handshakes and uploads of others have threads besides.
+            server_limits=ServerLimits(
+                threads=MOST_AT_ONCE * self._limits.sessions + _MORE_THREADS
+            ),
             max_call_bytes=RUN_BYTES + _BODY_BYTES,
         )
         self.url = self._service.url
