@@ -1,9 +1,12 @@
 """Who stands on the way, or plays the machine, gets nothing: no input, no plan, no result."""
 
 import contextlib
+import os
 import re
+import signal
 import socket
 import ssl
+import threading
 from functools import partial
 
 import numpy as np
@@ -26,7 +29,8 @@ from cloister.errors import (
     ProtocolError,
     ServiceUnavailable,
 )
-from cloister.trusted import remote_session
+from cloister.trusted import hosted_session, remote_session, runtime_service
+from cloister.trusted.hosted_session import HostedSession, HostSettings
 from cloister.trusted.packed_values import pack
 from cloister.trusted.runtime_service import RuntimeLimits
 from cloister.trusted.session import Session
@@ -283,6 +287,43 @@ def test_a_session_whose_process_is_killed_says_so(played):
         with pytest.raises(ServiceUnavailable, match="its process ended"):
             session.run(FEEDS)
         session.close()
+
+
+@pytest.mark.parametrize("when", ["open", "run"])
+def test_a_service_stops_while_a_session_is_without_end_in(when, played, monkeypatch):
+    """The session's process is stopped, in place of one that computes without end."""
+    monkeypatch.setattr(runtime_service, "STOP_S", 0.5)
+    begun, stopped = threading.Event(), []
+    known = getattr(HostedSession, when)
+
+    def halted(session, *arguments):
+        os.kill(session.pid, signal.SIGSTOP)
+        stopped.append(session.pid)
+        begun.set()
+        return known(session, *arguments)
+
+    def call():
+        with (
+            contextlib.suppress(ServiceUnavailable),
+            Session(PLAN, trusted=service.url, appraisal=played.policy()) as session,
+        ):
+            session.run(FEEDS)
+
+    monkeypatch.setattr(HostedSession, when, halted)
+    monkeypatch.setattr(hosted_session, "OPENING_S", 3600)
+    with played.serving(settings=HostSettings(run_s=3600)) as service:
+        caller, closing = threading.Thread(target=call), threading.Thread(target=service.close)
+        caller.start()
+        try:
+            assert begun.wait(60)
+            closing.start()
+            closing.join(60)
+            assert not closing.is_alive()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stopped[0], signal.SIGKILL)
+            closing.join()
+            caller.join()
 
 
 def test_a_caller_that_reads_no_answer_stalls_nobody(played):

@@ -42,6 +42,8 @@ from cloister.wire.https.admission import ServerLimits
 from cloister.wire.https.bodies import Body
 
 _MORE_THREADS = 16
+STOP_S = 5.0
+"""How long calls in flight have when the service stops."""
 _BODY_BYTES = 1 << 16
 """Of a call without a tensor, and of what stands around one."""
 
@@ -121,8 +123,11 @@ class RuntimeService:
         self.url = self._service.url
 
     def close(self) -> None:
-        """Answer what is in flight, then end all sessions."""
+        """Answer what is in flight and takes STOP_S at most, then end all sessions."""
+        late = threading.Timer(STOP_S, self._interrupt)
+        late.start()
         self._service.close()
+        late.cancel()
         if self._plan is not None:
             self._files.release(self._plan)
             self._plan = None
@@ -144,6 +149,13 @@ class RuntimeService:
             }  # fmt: skip
         caller.offer(self._plan, self._bundle, rng=self._rng)
         return found | {OPEN: opened}
+
+    def _interrupt(self) -> None:
+        """End the processes of all sessions: a plan may compute as long as a call may take."""
+        with self._lock:
+            callers = list(self._callers.values())
+        for caller in callers:
+            caller.interrupt()
 
     def _left(self, channel: AttestedChannel) -> None:
         with self._lock:
@@ -209,7 +221,13 @@ class _Caller:
         if self._session is not None:
             raise ProtocolError("open: a conversation has one session")
         template = self._files.get(TEMPLATE)
+        # Here already while it opens: what the service has to interrupt may be that.
         self._session = HostedSession(plan, template, self._settings, bundle=self._keys)
+        try:
+            self._session.open()
+        except BaseException:
+            self._session = None
+            raise
         key = b"" if self._meter is None else self._meter.receipt_key
         return Body({"receipt_key": key.hex()})
 
@@ -230,6 +248,12 @@ class _Caller:
                 pack_result(bought_result(result, self._meter, rng=self._rng)), np.uint8
             )
         return Body({}, (found,))
+
+    def interrupt(self) -> None:
+        """End the session's process, from any thread; a call that waits for it fails."""
+        session = self._session
+        if session is not None:
+            session.close()
 
     def close(self) -> None:
         """End the session and forget the files."""

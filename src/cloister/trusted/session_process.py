@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cloister.bundle.bundle_keys import BundleKey
 from cloister.bundle.sealed_bundle import SealedBundle
-from cloister.errors import BundleError
+from cloister.errors import BundleError, InputError
 from cloister.graph import graph_file
 from cloister.plan.plan import Plan
 from cloister.trusted.clips import OnClip
@@ -32,6 +32,7 @@ from cloister.trusted.hosted_session import (
 from cloister.trusted.packed_result import pack_result
 from cloister.trusted.packed_values import unpack
 from cloister.trusted.query_counter import QueryCounter
+from cloister.trusted.runtime_messages import RESULT_BYTES
 from cloister.trusted.sealed_memory import mapped
 from cloister.trusted.session import Session
 from cloister.wire.process_end import end_with
@@ -55,12 +56,21 @@ def main(arguments: Sequence[str]) -> int:
             except EOFError:
                 return 0
             try:
-                answer = pack_result(session.run(unpack(asked)))
+                answer = _bounded(pack_result(session.run(unpack(asked))))
             except Exception as error:  # noqa: BLE001  (as above)
                 _answer(channel, REFUSED, refusal(error))
             else:
                 _answer(channel, DONE, answer)
             del asked
+
+
+def _bounded(result: bytes) -> bytes:
+    if len(result) > RESULT_BYTES:
+        raise InputError(
+            f"the result has {len(result)} B, of {RESULT_BYTES} that the trusted machine gives at "
+            "once; run fewer inputs at a time"
+        )
+    return result
 
 
 def _answer(channel: Connection, status: bytes, answer: bytes) -> None:
