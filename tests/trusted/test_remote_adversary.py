@@ -141,6 +141,16 @@ def test_replayed_evidence_gets_nothing(url, played, tmp_path):
         assert operations(proxy.sent) == [b"attest"]
 
 
+def test_a_machine_that_was_not_appraised_gets_no_memory_of_its_caller(url, played, tmp_path):
+    """It announces an answer longer than any of a handshake, and none of it is read."""
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: {bodies.CONTENT_TYPE}\r\ncontent-length: {1 << 20}\r\n\r\n"
+    with (
+        RecordingProxy(tmp_path / "proxy", url, answer=lambda _: head.encode()) as proxy,
+        pytest.raises(ProtocolError, match="beyond 69632 B"),
+    ):
+        Session(PLAN, trusted=proxy.url, appraisal=played.policy())
+
+
 def test_evidence_of_a_service_before_its_restart_gets_nothing(played, tmp_path):
     answers = []
 
