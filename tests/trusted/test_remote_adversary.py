@@ -7,6 +7,7 @@ import signal
 import socket
 import ssl
 import threading
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -31,7 +32,9 @@ from cloister.errors import (
 )
 from cloister.trusted import hosted_session, remote_session, runtime_service
 from cloister.trusted.hosted_session import HostedSession, HostSettings
+from cloister.trusted.packed_result import pack_result, unpack_result
 from cloister.trusted.packed_values import pack
+from cloister.trusted.report import Result
 from cloister.trusted.runtime_service import RuntimeLimits
 from cloister.trusted.session import Session
 from cloister.wire.https import bodies, https_client
@@ -215,6 +218,47 @@ class ChangingProxy(RecordingProxy):
             return data
         self.change = False
         return data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]
+
+
+LIES = {
+    "fewer outputs than inputs": lambda outputs, report: (
+        {n: v[:1] for n, v in outputs.items()},
+        report,
+    ),
+    "more outputs than inputs": lambda outputs, report: (
+        {n: np.concatenate([v, v]) for n, v in outputs.items()},
+        report,
+    ),
+    "no output": lambda outputs, report: ({}, report),
+    "another output": lambda outputs, report: ({**outputs, "other": np.zeros(3)}, report),
+    "another policy": lambda outputs, report: (outputs, replace(report, policy="open")),
+    "another number of inputs": lambda outputs, report: (outputs, replace(report, inputs=4)),
+    "inputs that nobody gave": lambda outputs, report: (
+        outputs,
+        replace(report, inputs_beyond=(3,)),
+    ),
+    "no number": lambda outputs, report: (outputs, replace(report, trusted_ms=float("nan"))),
+    "no probability": lambda outputs, report: (
+        outputs,
+        replace(report, soundness_bits=float("inf")),
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_a_result_of_other_inputs_is_refused_of_an_accepted_machine_too(
+    lie, url, played, monkeypatch
+):
+    def run(session, packed):
+        found = unpack_result(np.frombuffer(known(session, packed), np.uint8), appraisal=None)
+        return pack_result(Result(*lie(found.outputs, found.report), found.transcript))
+
+    known = HostedSession.run
+    with Session(PLAN, trusted=url, appraisal=played.policy()) as session:
+        session.run(FEEDS)
+        monkeypatch.setattr(HostedSession, "run", run)
+        with pytest.raises(ProtocolError, match="sent a result of another plan|cannot be read"):
+            session.run(FEEDS)
 
 
 # ---- callers that keep to no rule
