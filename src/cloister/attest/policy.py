@@ -75,7 +75,9 @@ def _flag(name: str, claim: str, text: str) -> Rule:
 _PPIDS = _digests("ppids", "ppid", "accepted platforms, or any without it", length=16)
 _TCB_STATUS = Rule(
     "tcb_statuses", Compare.ONE_OF, ("tcb_status",), "Intel's verdicts on the firmware",
-    default=[TcbStatus.UP_TO_DATE.value], choices=tuple(status.value for status in TcbStatus),
+    default=[TcbStatus.UP_TO_DATE.value],
+    # Whoever has the keys of a revoked level signs what he likes: no policy accepts it.
+    choices=tuple(status.value for status in TcbStatus if status is not TcbStatus.REVOKED),
 )  # fmt: skip
 _ADVISORIES = Rule(
     "advisories", Compare.SUBSET, ("advisories",),
