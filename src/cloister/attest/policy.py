@@ -133,6 +133,8 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         )),
         _flag("insecure_allow_debug", "debug", "the host may read the guest's memory"),
         _flag("insecure_allow_migration", "migratable", "a migration agent may take it elsewhere"),
+        _flag("insecure_allow_paravisor", "paravisor",
+              "Azure's blob: the launch digest is its paravisor's, and of nothing that runs on it"),
     ),
     Format.TDX: (
         _digests("mrtd", "mrtd", "initial contents of the virtual machine", length=48, code=True),
