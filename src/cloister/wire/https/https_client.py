@@ -55,8 +55,8 @@ class CertificateDigest:
 class InsecureAnyCertificate:
     """Accept whatever certificate a server shows: TLS then protects nothing.
 
-    For attested sessions alone, which seal what they send to a machine that has proved itself,
-    whoever ends the TLS connection.
+    For attested sessions alone: they seal every message to a machine that has proved itself, so a
+    proxy that ends the TLS connection reads none.
     """
 
 
