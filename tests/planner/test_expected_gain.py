@@ -1,10 +1,14 @@
 """One line about a plan: what goes out, what stays and why, and what it is likely to gain."""
 
+from importlib.resources import files
+
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
 import nets
 from benchmarks.networks import build
+from cloister import examples
 from cloister.errors import UnsupportedError
 from cloister.graph.hidden import hide
 from cloister.graph.onnx import read
@@ -58,6 +62,22 @@ def test_a_small_network_is_slower_until_batches_are_large():
     later = "At no batch" if found.from_batch is None else f"From batch {found.from_batch} on"
     assert "Likely slower than running the model yourself: " in str(found)
     assert later in str(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "batches"),
+    [
+        ("digits", "slalom", (512, 1024, None)), ("digits", "verified", (64, 128)),
+        ("lenet5", "slalom", (128, 256)), ("lenet5", "verified", (32, 64)),
+        ("mnist_cnn", "slalom", (2,)),
+    ],
+)  # fmt: skip
+def test_small_networks_pay_from_the_batch_that_was_measured(name, policy, batches):
+    """Beside, on one core: each input costs something in every step, however large the batch."""
+    path = files(examples) / "digits.onnx"
+    model = onnx.load(str(path)) if name == "digits" else build(name)
+    graph = normalise.prepare(read.from_model(model, name=name))
+    assert gain_of(graph, policy).from_batch in batches
 
 
 def test_the_batch_from_which_on_a_plan_is_faster(monkeypatch):

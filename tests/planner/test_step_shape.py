@@ -41,7 +41,8 @@ def test_work_is_counted():
     work = PLAIN.work()
     assert work["step"] == work["exchange"] == 1
     assert work["answer blinded"] == work["request blinded"] == 800
-    assert sum(work.values()) == 2 + 1600
+    assert work["input"] == work["pad"] == 1
+    assert sum(work.values()) == 4 + 1600
     checked = replace(
         PLAIN, answer=None, turned=800, residual=True, stored=True,
         requests=((BLINDED_VERIFIED, 3), (VERIFIED, 0)),
@@ -49,6 +50,7 @@ def test_work_is_counted():
     assert checked["exchange"] == checked["answer blinded"] == 0
     assert checked["value"] == checked["turned"] == checked["residual"] == checked["stored"] == 800
     assert checked["check term"] == 2400
+    assert (checked["pad"], replace(PLAIN, answer=VERIFIED, requests=()).work()["pad"]) == (1, 0)
     assert checked["request verified"] == checked["request blinded+verified"] == 800
 
 

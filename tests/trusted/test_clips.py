@@ -8,6 +8,7 @@ import onnxruntime as ort
 import pytest
 
 import cloister
+import cloister.base._native as native
 import nets
 from cloister.errors import ClipError, ClipWarning, PlanError, RangeError
 from cloister.trusted.clips import LEAST, ClipRule
@@ -41,6 +42,12 @@ def judged(plan, changes):
     costs = StepCosts(table, times, traffic, count, clipped=clipped)
     rows = {row.name: row for row in costs}
     return rows, ClipRule(plan).beyond(clipped)
+
+
+@pytest.mark.parametrize("limits", [0, 2, 4])
+def test_counts_without_limits_are_refused(limits):
+    with pytest.raises(ValueError, match="every node needs a limit"):
+        native.reaches(np.zeros((3, 1), np.uint64), np.ones(limits, np.uint64))
 
 
 def test_more_than_a_hundredth_of_one_inputs_values_is_beyond_the_range():

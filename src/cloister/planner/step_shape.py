@@ -22,6 +22,8 @@ PROTECTED = (BLINDED_VERIFIED, BLINDED, VERIFIED)
 DEFAULT_RATES: Mapping[str, float] = {
     "step": 5000.0,
     "exchange": 25000.0,
+    "input": 200.0,
+    "pad": 250.0,
     "answer blinded+verified": 0.18,
     "answer blinded": 0.14,
     "answer verified": 0.15,
@@ -38,6 +40,8 @@ DEFAULT_RATES: Mapping[str, float] = {
 }
 """Nanoseconds of processor time for each unit of work; what no measurement says stays near these.
 
+    step       and exchange: once for all inputs of a batch
+    input      of a batch, in each step, whatever its size; pad: where the step adds or removes pads
     turned      a number brought from ONNX's layout into channels-last order
     pooled      a position of a pooling window; tap: of a depthwise one
     check term  a number of a checked request, for each column of its kernel
@@ -73,7 +77,8 @@ class StepShape:
         """How often each unit of DEFAULT_RATES occurs, for one input."""
         before, after = math.prod(self.size), math.prod(self.out_size)
         work = dict.fromkeys(DEFAULT_RATES, 0.0)
-        work["step"] = 1.0
+        work["step"] = work["input"] = 1.0
+        work["pad"] = 1.0 if any(p.hidden for p in self._protections) else 0.0
         if self.answer is None:
             work["value"] = before
         else:
@@ -89,6 +94,12 @@ class StepShape:
             work[f"request {protection.name}"] += after
             work["check term"] += after * columns
         return work
+
+    @property
+    def _protections(self) -> list[Protection]:
+        """Of the answer that it reads and of the requests that it writes."""
+        written = [protection for protection, _ in self.requests]
+        return written if self.answer is None else [self.answer, *written]
 
     @property
     def source(self) -> tuple[object, ...]:
