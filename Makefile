@@ -13,7 +13,7 @@ JOBS ?= 2
 # ONNX Runtime must not report what it runs, whichever program loads it first.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo demo-hidden demo-origami demo-training test build dev lock fmt lint type arch tcb native-test bench docs wheel clean
+.PHONY: demo demo-attested demo-hidden demo-origami demo-training test build dev lock fmt lint type arch tcb native-test bench docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cloister demo
@@ -25,6 +25,10 @@ demo-training: $(VENV)/.train
 # A vendor and a customer: hidden layers, a sealed bundle, and a thief.
 demo-hidden: $(VENV)/.hidden
 	$(BIN)/cloister demo hidden
+
+# A vendor, its broker, the operator of a machine and a customer, each a process.
+demo-attested: $(VENV)/.hidden
+	$(BIN)/cloister demo attested
 
 # What a worker reconstructs at every split of a model, and the three ways to run it split.
 demo-origami: $(VENV)/.origami

@@ -20,9 +20,9 @@ from cloister.errors import CloisterError
 NAMES = (
     "accuracy", "attest", "attested_session", "audit_models", "audits", "authority_kills",
     "authority_rate", "broker_kills", "compiled", "encrypted_prediction", "fe", "figure",
-    "first_request", "floor", "fuzz_loaders", "inference", "layers", "lies", "memory",
-    "meter_kills", "pad_kills", "pads", "passes", "planner", "random_graphs", "roundtrip",
-    "split", "training", "transport",
+    "first_request", "floor", "fuzz_attested", "fuzz_loaders", "inference", "layers", "lies",
+    "memory", "meter_kills", "pad_kills", "pads", "passes", "planner", "random_graphs",
+    "roundtrip", "split", "training", "transport",
 )  # fmt: skip
 
 

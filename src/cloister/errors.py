@@ -49,6 +49,8 @@ Messages are one line, name the node, file or field and the remedy, and never co
 """
 
 MAX_LINE_CHARS = 300
+MAX_TEXT_CHARS = 4000
+"""Of an error: one that quotes a file of an attacker's fills no log."""
 
 
 def printable(text: str, *, most: int | None = None) -> str:
@@ -73,7 +75,7 @@ class CloisterError(Exception):
     """Root of every deliberate error; its text is one printable line, whatever it quotes."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return printable(super().__str__(), most=MAX_TEXT_CHARS)
 
 
 class InputError(CloisterError):

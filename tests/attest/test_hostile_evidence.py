@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
+import cbor2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest.cases import GENUINE
 from attest.forge import NOW, Amd, certificate, ec_key, table
-from cloister.attest import intel, nvidia_gpu, sev_snp
+from cloister.attest import cmw, intel, nitro, nvidia_gpu, sev_snp, simulated
 from cloister.attest.appraisal import appraise
 from cloister.attest.certificates import RevocationList, load_certificates, to_der
 from cloister.attest.check_tree import Check, CheckState
@@ -23,7 +24,7 @@ from cloister.attest.intel_quote import parse
 from cloister.attest.policy import Policy
 from cloister.attest.verified_evidence import Revocation
 from cloister.attest.verify import verify
-from cloister.errors import AttestationError, InputError
+from cloister.errors import MAX_TEXT_CHARS, AttestationError, InputError
 
 VCEK_GUID = UUID("63da758d-e664-4564-adc5-f4b93be8accd").bytes_le
 
@@ -201,3 +202,52 @@ def test_no_manifest_is_any_code():
     with pytest.raises(InputError, match="min_manifests: 0 needs insecure_allow_any_code = true"):
         Policy.of({"nvidia-gpu": section})
     Policy.of({"nvidia-gpu": {**section, "insecure_allow_any_code": True}})
+
+
+def test_a_regular_expression_in_a_nitro_document_is_not_compiled(monkeypatch):
+    compiled = []
+    monkeypatch.setattr("re.compile", lambda *given: compiled.append(given))
+    pattern = cbor2.CBORTag(35, "(?i)[\0-\U0010ffff]")
+    for document in (pattern, {"module_id": pattern}, {pattern: 1}):
+        parts = [bytes.fromhex("a1013822"), {}, cbor2.dumps(document), bytes(96)]
+        with pytest.raises(AttestationError, match="is no CBOR"):
+            verify(cbor2.dumps(parts), now=NOW)
+    assert not any("(?i)" in pattern for pattern, *_ in compiled)
+
+
+def test_a_tag_in_a_record_of_evidence_is_refused():
+    record = cbor2.dumps([cbor2.CBORTag(35, "(?i)[\0-\U0010ffff]"), b""])
+    with pytest.raises(AttestationError, match="expected a CMW record"):
+        cmw.unwrap(record)
+
+
+def test_a_nitro_document_with_a_field_twice_is_refused():
+    envelope, _ = nitro.parse(case("nitro, debug").data)
+    document = envelope.payload
+    assert document[:1] == b"\xa9"
+    twice = b"\xaa" + cbor2.dumps("digest") + cbor2.dumps("SHA384") + document[1:]
+    parts = [envelope.protected, {}, twice, envelope.signature]
+    with pytest.raises(AttestationError, match="is no CBOR"):
+        verify(cbor2.dumps(parts), now=case("nitro, debug").at)
+
+
+def test_more_gpus_than_a_machine_has_are_not_verified():
+    listed = gpus()
+    many = json.dumps(listed * (nvidia_gpu.MAX_GPUS // len(listed) + 1))
+    with pytest.raises(AttestationError, match="has 136, of 128"):
+        verify(many.encode(), now=case("eight GPUs").at)
+
+
+@pytest.mark.parametrize("text", ["x" * 10**6, "\0" * 10**6])
+def test_errors_do_not_repeat_a_long_text(text):
+    data = json.dumps({"kind": simulated.KIND, "body": {text: 1}, "signature": ""}).encode()
+    with pytest.raises(AttestationError) as raised:
+        verify(data, now=NOW)
+    assert len(str(raised.value)) <= MAX_TEXT_CHARS
+
+
+def test_collateral_with_half_a_character_is_refused(tmp_path):
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps({"event_log": "\ud800"}))
+    with pytest.raises(AttestationError, match=r"log\.json: is damaged"):
+        Collateral.load([path])

@@ -4,14 +4,19 @@ import json
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 
 from attest.cases import LENIENT
 from attest.forge import NOW
 from cloister.attest.appraisal import appraise
 from cloister.attest.policy import Policy
-from cloister.attest.simulated import SimulatedMachine
+from cloister.attest.simulated import SimulatedAttester, SimulatedMachine
 from cloister.attest.verify import verify
-from cloister.errors import AttestationError
+from cloister.errors import AttestationError, InputError
 
 KEY = Ed25519PrivateKey.generate()
 CODE = "ab" * 32
@@ -66,3 +71,28 @@ def test_fields_of_other_types_are_refused(name, value):
 def test_it_binds_64_bytes():
     with pytest.raises(AttestationError, match="has 32 bytes, of 64"):
         MACHINE.evidence(DATA[:32], key=KEY)
+
+
+def _file(path, text):
+    pem = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(text.encode() + pem)
+    return SimulatedAttester(path)
+
+
+def test_a_key_file_may_describe_the_machine(tmp_path):
+    text = f'measurement = "{CODE}"\nchip_id = "{"01" * 64}"\ndebug = true\nsvn = 7\n'
+    claims = verify(_file(tmp_path / "m.pem", text).evidence(DATA), now=NOW).claims
+    assert (claims["measurement"], claims["chip_id"]) == (bytes.fromhex(CODE), b"\1" * 64)
+    assert (claims["debug"], claims["svn"]) == (True, 7)
+    plain = verify(_file(tmp_path / "plain.pem", "").evidence(DATA), now=NOW)
+    assert (plain.claims["measurement"], plain.claims["debug"]) == (bytes(32), False)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("svn = 'x'\n", "svn: must be int"), ("size = 1\n", "field 'size' is not known"),
+     ("not toml\n", "describes no machine")],
+)  # fmt: skip
+def test_a_key_file_that_describes_no_machine_is_refused(tmp_path, text, found):
+    with pytest.raises(InputError, match=found):
+        _file(tmp_path / "m.pem", text).evidence(DATA)

@@ -333,6 +333,22 @@ def test_a_busy_runtime_does_not_stop_another(vendor):
     assert sum(vendor.ledger().counters.values()) > 10
 
 
+def test_a_clock_that_was_put_back_is_refused(vendor):
+    """Within a process and across restarts: an expired ticket stays expired."""
+    release(vendor)
+    vendor.time.forward(days=31)
+    with vendor.serving() as service, vendor.client(service.url) as client:
+        with pytest.raises(TicketError, match="expired"):
+            client.release()
+        vendor.time.forward(days=-31)
+        with pytest.raises(AttestationError, match="clock: stepped back"):
+            client.release()
+    vendor.time.forward(days=-1)
+    with pytest.raises(InputError, match="set the clock right"):
+        release(vendor)
+    assert len(vendor.releases()) == 1
+
+
 # ---- leased counters
 
 

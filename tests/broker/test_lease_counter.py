@@ -43,6 +43,9 @@ def spend(opened, count=1):
 def test_a_meter_spends_by_its_lease_until_nothing_is_left(vendor, tmp_path):
     with vendor.serving() as service, vendor.client(service.url) as client:
         opened = meter(vendor, client, tmp_path / "meter")
+        # So that the vendor can verify receipts, which the customer hands in.
+        (entry,) = vendor.releases()
+        assert entry.fields["receipt_key"] == opened.receipt_key.hex()
         assert [spend(opened, 4).first for _ in range(2)] == [100, 104]
     with vendor.serving() as service, vendor.client(service.url) as client:
         again = meter(vendor, client, tmp_path / "meter")

@@ -73,7 +73,7 @@ BAD = [
     (RefusalKind.CHIPS, standing(chips=2), "expected one of the 2"),
     (RefusalKind.CHIPS, {"machine": Machine("tdx", "ab", "")}, "names no chip"),
     (RefusalKind.METERS, standing(meters=2), "expected one of the 2"),
-    (RefusalKind.RATE, standing(releases=RELEASES_AN_HOUR), "at most 120 releases an hour"),
+    (RefusalKind.RATE, standing(releases=RELEASES_AN_HOUR), "at most 1000 releases an hour"),
 ]
 
 

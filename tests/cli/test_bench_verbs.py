@@ -105,7 +105,7 @@ def test_what_onnx_runtime_refuses_is_one_printable_error(capfd):
 
 def test_tune_prints_what_each_candidate_gives_and_keeps_the_best(cloister, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    best = replace(tuning.defaults(), tile=4096)
+    best = replace(tuning.defaults(), tile=1024)
     choices = tuning.defaults(), best, replace(tuning.defaults(), far_tiles=3)
     measured = [
         tuning.MeasuredChoice(one, ms) for one, ms in zip(choices, (1.0, 0.5, 0.7), strict=True)
@@ -120,4 +120,4 @@ def test_tune_prints_what_each_candidate_gives_and_keeps_the_best(cloister, tmp_
     assert Path(found["kept"]).parent == tmp_path / "cloister"
     assert set(asdict(best)) <= {*found, *found["candidates"][0]}
     (chosen,) = (line for line in cloister("bench", "tune").out.splitlines() if "chosen" in line)
-    assert chosen.startswith("4,096")
+    assert chosen.startswith("1,024")

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from cloister.examples import clinics_demo
+from cloister.examples import commands
 from cloister.wire import process
 
 SEEDED = Path(__file__).parents[1] / "seeded_cloister.py"
@@ -18,7 +18,7 @@ def test_two_clinics(cloister, tmp_path, monkeypatch):
     def command(*arguments):
         return process.python(str(SEEDED), *map(str, arguments))
 
-    monkeypatch.setattr(clinics_demo, "_command", command)
+    monkeypatch.setattr(commands, "command", command)
     ran = cloister("demo", "training", "--json", "--out", tmp_path / "demo")
     assert ran.code == 0, ran
     found = json.loads(ran.out)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from attest.tpm_server import swtpm  # noqa: F401
 from cloister.base.rng import SystemRandom
 from cloister.bundle.bundle_keys import create_keys, load_content_key, load_vendor
 from cloister.examples.digits_demo import model_file
@@ -299,3 +300,36 @@ def test_two_tickets_of_one_licence_with_a_common_serial_are_refused(cloister, c
 def test_options_of_show_that_mean_nothing_are_refused(cloister, customer, more, message):
     found(cloister(*LOCAL, "--json"))
     assert message in refused(cloister(*SHOW, *more))
+
+
+# ---- a TPM
+
+
+def test_outputs_counted_by_a_tpm(cloister, customer, swtpm):  # noqa: F811
+    told = cloister("license", "counter", "--tpm", swtpm)
+    identity, value = told.out.strip().split(":")
+    assert found(cloister("license", "counter", "--tpm", swtpm, "--json")) == {
+        "identity": identity, "value": int(value),
+    }  # fmt: skip
+    given = ("--outputs", "label", "--quota", 25, "--tpm-counter", told.out.strip())
+    assert cloister(*ISSUE, *given).code == 0
+    metered = (*METERED[:-2], "--tpm", swtpm)
+    assert cloister(*metered).code == 0
+    after = found(cloister("license", "counter", "--tpm", swtpm, "--json"))
+    assert after["value"] == int(value) + 10
+    shutil.copytree("meter", "copy")
+    assert cloister(*metered).code == 0
+    shutil.rmtree("meter")
+    shutil.copytree("copy", "meter")
+    assert "put back" in refused(cloister(*metered), 3)
+    both = (*metered, "--insecure-file-counter", "count")
+    assert "goes with no --tpm; one counter meters a ticket" in refused(cloister(*both))
+    Path("acme.lic").unlink()
+    assert cloister(*LOCAL).code == 0
+    assert "by a counter of kind insecure-file, not tpm" in refused(cloister(*metered))
+
+
+def test_a_tpm_that_is_not_there(cloister, customer):
+    ran = cloister("license", "counter", "--tpm", "none")
+    assert "counter none: none: No such file or directory" in refused(ran, 3)
+    assert "--tpm: goes with --ticket" in refused(cloister(*RUN, "--tpm", "none"))

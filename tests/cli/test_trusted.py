@@ -7,16 +7,21 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import nets
 from cloister.attest.runtime_manifest import ISOLATED
 from cloister.base.rng import SystemRandom
 from cloister.bundle.bundle_keys import create_keys
+from cloister.errors import ServiceUnavailable
 from cloister.trusted import remote_session
+from cloister.trusted.session import Session
 from trusted.runtimes import Played
+from trusted.test_hosted_session import plan_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,6 +86,36 @@ def test_a_machine_starts_without_environment_and_runs_models(
     ran = cloister("run", model_file, *pictures, *calibrated, *where)
     assert ran.code == 2
     assert "cannot be reached" in ran.err
+
+
+def test_a_machine_that_is_killed_ends_its_sessions_with_a_clear_error(played):
+    feeds = nets.samples(nets.chain(), 2)
+    with (
+        serving("--insecure-simulated", played.key) as (process, url, _),
+        Session(plan_of(nets.chain()), trusted=url, appraisal="machine.toml") as session,
+    ):
+        session.run(feeds)
+        started = children(process.pid)
+        process.kill()
+        process.wait()
+        with pytest.raises(ServiceUnavailable, match=r"cannot be reached .*is it running"):
+            session.run(feeds)
+    for _ in range(100):  # its processes end with it
+        if not any(Path(f"/proc/{pid}").exists() for pid in started):
+            break
+        time.sleep(0.1)
+    assert started
+    assert not any(Path(f"/proc/{pid}").exists() for pid in started)
+
+
+def children(pid):
+    """Processes that a process has started."""
+    found = Path("/proc").glob("[0-9]*/stat")
+    stats = []
+    for path in found:
+        with contextlib.suppress(OSError):
+            stats.append(path.read_text().rpartition(")"))
+    return [int(one[0].split()[0]) for one in stats if int(one[2].split()[1]) == pid]
 
 
 def test_a_machine_runs_a_bundle_that_the_caller_cannot_open(cloister, played):

@@ -187,9 +187,12 @@ def test_a_sealed_file_cannot_be_changed_or_overfilled():
 
 def test_files_take_from_what_all_may_take():
     allowance = MemoryAllowance(100)
-    file = SealedMemory(60, allowance)
+    file, other = SealedMemory(60, allowance), SealedMemory(1 << 40, allowance)
+    file.append(memoryview(bytes(60)))
     with pytest.raises(InputError, match="--plans-gib"):
-        SealedMemory(60, allowance)
+        other.append(memoryview(bytes(60)))
     file.close()
     file.close()
-    SealedMemory(100, allowance).close()
+    other.append(memoryview(bytes(100)))
+    other.close()
+    SealedMemory(100, allowance).append(memoryview(bytes(100)))

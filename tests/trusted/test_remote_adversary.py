@@ -1,6 +1,9 @@
 """Who stands on the way, or plays the machine, gets nothing: no input, no plan, no result."""
 
+import contextlib
 import re
+import socket
+import ssl
 from functools import partial
 
 import numpy as np
@@ -9,8 +12,10 @@ import pytest
 import nets
 from cloister.attest.appraiser import Appraiser
 from cloister.attest.attested_client import AttestedClient
+from cloister.attest.attested_service import transport_token
 from cloister.attest.handshake import Verifier
 from cloister.attest.handshake_messages import Direction
+from cloister.attest.sealed_messages import encode_call
 from cloister.attest.simulated import SimulatedAttester, SimulatedMachine
 from cloister.base.rng import SystemRandom
 from cloister.errors import (
@@ -25,10 +30,10 @@ from cloister.trusted import remote_session
 from cloister.trusted.packed_values import pack
 from cloister.trusted.runtime_service import RuntimeLimits
 from cloister.trusted.session import Session
-from cloister.wire.https import https_client
+from cloister.wire.https import bodies, https_client
 from trusted.recording_proxy import RecordingProxy
 from trusted.runtimes import MEASUREMENT, Played
-from trusted.test_hosted_session import plan_of
+from trusted.test_hosted_session import plan_of, plan_of_one
 
 PLAN = plan_of(nets.chain())
 FEEDS = nets.samples(nets.chain(), 3)
@@ -147,7 +152,7 @@ def test_evidence_of_a_service_before_its_restart_gets_nothing(played, tmp_path)
     with played.serving() as service:
         # Records of a conversation before the restart are none of this service.
         client = https_client.HttpsClient(
-            service.url, certificate=https_client.CertificateDigest(None), retry_for_s=0.1
+            service.url, certificate=https_client.InsecureAnyCertificate(), retry_for_s=0.1
         )
         token = re.search(rb"Bearer (\w+)", records[0])[1].decode()
         client.show(token)
@@ -262,11 +267,12 @@ def test_an_upload_that_never_ends_is_bounded_and_given_back(played):
             Verifier, Appraiser(played.policy()), direction=Direction.CALLEE, rng=SystemRandom()
         )
         with AttestedClient(service.url, start=start) as client:
-            client.call("upload", {"file": "plan", "bytes": 900}, bytes_of(b"x"))
+            client.call("upload", {"file": "template", "bytes": 1 << 30}, bytes_of(b"x"))
+            client.call("upload", {"file": "plan", "bytes": 1 << 30}, bytes_of(bytes(900)))
             with pytest.raises(InputError, match="--plans-gib"):
-                client.call("upload", {"file": "template", "bytes": 900}, bytes_of(b"x"))
+                client.call("upload", {"file": "plan", "bytes": 1 << 30}, bytes_of(bytes(900)))
         with AttestedClient(service.url, start=start) as client:
-            client.call("upload", {"file": "plan", "bytes": 900}, bytes_of(b"x"))
+            client.call("upload", {"file": "plan", "bytes": 1 << 30}, bytes_of(bytes(1000)))
 
 
 def test_a_session_whose_process_is_killed_says_so(played):
@@ -277,3 +283,45 @@ def test_a_session_whose_process_is_killed_says_so(played):
         with pytest.raises(ServiceUnavailable, match="its process ended"):
             session.run(FEEDS)
         session.close()
+
+
+def test_a_caller_that_reads_no_answer_stalls_nobody(played):
+    net = nets.Net()
+    size = 1 << 21
+    model = net.model(net.op("Relu", net.input("x", size)))
+    plan = plan_of_one(model, size)
+    data = plan.to_bytes()
+    start = partial(
+        Verifier, Appraiser(played.policy()), direction=Direction.CALLEE, rng=SystemRandom()
+    )
+    with (
+        played.serving() as service,
+        AttestedClient(service.url, start=start) as client,
+        Session(PLAN, trusted=service.url, appraisal=played.policy()) as other,
+        contextlib.ExitStack() as stack,
+    ):
+        client.call("upload", {"file": "plan", "bytes": len(data)}, bytes_of(data))
+        client.call("open", {"digest": plan.digest.hex()})
+        inputs = bytes_of(pack({"x": np.ones((2, size), np.float32)}))
+        record = client.channel.seal(encode_call("run", {"inputs": 2}, inputs))
+        stack.enter_context(asked(service.url, transport_token(client.channel), record))
+        for _ in range(3):
+            assert other.run(FEEDS).report.inputs == 3
+
+
+def asked(url, token, record):
+    """A connection on which a record was sent, and no answer is read."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    host, port = url.removeprefix("https://").split(":")
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect((host, int(port)))
+    wrapped = context.wrap_socket(sock)
+    body = bodies.encode(bodies.Body({}, bytes_of(bytes(record))))
+    head = (
+        f"POST /v1/record HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n"
+        f"Content-Type: {bodies.CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    wrapped.sendall(head.encode() + body)
+    return wrapped

@@ -1,5 +1,6 @@
 """A session whose trusted side is another machine gives what a session here gives."""
 
+import socket
 import warnings
 from contextlib import contextmanager
 from functools import partial
@@ -262,6 +263,17 @@ def test_a_machine_that_stops_ends_its_sessions_with_a_clear_error(played, polic
     session.close()
     with pytest.raises(PlanError, match="session is closed"):
         session.run(FEEDS)
+
+
+def test_a_machine_that_is_gone_without_a_word_is_noticed_while_an_answer_is_awaited(url, policy):
+    with Session(CHAIN, trusted=url, appraisal=policy) as session:
+        sock = session._remote._client._https._connection.sock
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        idle, between, probes = (
+            sock.getsockopt(socket.IPPROTO_TCP, one)
+            for one in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + between * probes <= 60
 
 
 def test_claims_name_the_operator_of_that_machine(url, policy):

@@ -9,10 +9,10 @@ constexpr int64_t kLeastTile = 512, kLargestTile = 4096;
 struct Tuning {
   // Elements that go through all kernels before the next ones do: 4 bytes each of an answer, of
   // what unblinds it and of the value between.
-  int64_t tile = 2048;
+  int64_t tile = 4096;
   // Answers and stored terms come into the second-level cache so many tiles before they are read;
   // 0: only into the first-level cache, one tile before.
-  int64_t far_tiles = 8;
+  int64_t far_tiles = 4;
   // Requests of so many elements and more are written past the caches.
   int64_t stream_from = 1 << 12;
 

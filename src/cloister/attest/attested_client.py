@@ -155,7 +155,7 @@ class AttestedClient:
             self.channel.end(str(error))
             if isinstance(error, ServiceUnavailable):
                 raise
-            # What came was not sealed: anybody may have said it, so its class counts for nothing.
+            # The error came unsealed: an attacker may have chosen its class.
             raise ChannelClosedError(f"{self._url}: {error}") from None
         self._first = ()
         if isinstance(answer, CloisterError):

@@ -96,7 +96,7 @@ class AttestedConversation:
         """
         with self._lock:
             try:
-                # Who sends other bytes under the same header and tag gets what was sent already.
+                # Other bytes under the same header and tag get the answer that was sent already.
                 name = bytes(record[: HEADER.size]) + bytes(record[-TAG_BYTES:])
                 if name == self._last and not self.ended:
                     return self._answer
@@ -135,7 +135,7 @@ class AttestedConversation:
         self._operations = None
         try:
             self._closed(self.channel)
-        except Exception as error:  # noqa: BLE001  (whoever ends a conversation has others to end)
+        except Exception as error:  # noqa: BLE001  (there are others to end)
             self._log.line(f"a conversation's end failed: {described(error)}")
 
     def _call(self, plaintext: bytes) -> bytes:

@@ -106,7 +106,8 @@ def shown(value: object) -> str:
         )
     if isinstance(value, list | tuple | set | frozenset):
         return " or ".join(shown(one) for one in value) or "none"
-    return str(value)
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + ".."
 
 
-MAX_SHOWN_BYTES = 64
+MAX_SHOWN_BYTES, MAX_SHOWN_CHARS = 64, 512

@@ -80,7 +80,8 @@ def _read(path: Path) -> Collateral:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise InputError(f"collateral {path}: is larger than {MAX_FILE_BYTES} bytes")
-    return _recognised(data, path.name)
+    with parsing(f"collateral {path}: is damaged", kind=AttestationError):
+        return _recognised(data, path.name)
 
 
 def _recognised(data: bytes, name: str) -> Collateral:

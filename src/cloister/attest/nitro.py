@@ -6,24 +6,24 @@ Source   AWS Nitro Enclaves, "Attestation process", sections 2 and 3; RFC 9052, 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from io import BytesIO
 
 import cbor2
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cloister.attest.cbor import first_item, only_item
 from cloister.attest.certificates import load_certificate, require_p, roots, verify_chain
 from cloister.attest.check_tree import Check, refused, require_equal
 from cloister.attest.signatures import verify_ecdsa
 from cloister.attest.verified_evidence import Format, Revocation, Rooted, VerifiedEvidence
-from cloister.base.reading import parsing
 from cloister.errors import AttestationError
 
 MAX_BYTES = 64 * 1024
 WHAT = "Nitro document"
 _ES384 = -35
 _ALGORITHM = 1
-_TAG = 18
+_TAG = b"\xd2"
+"""The head of an item that is tagged as a COSE_Sign1, which may be left out."""
 _PCR_BYTES = 48
 _MAX_PCRS = 32
 
@@ -54,7 +54,7 @@ class CoseSign1:
 
 def looks_like(data: bytes) -> bool:
     """Whether bytes begin like a COSE_Sign1 of ES384: an array of four, tagged or not."""
-    return data.removeprefix(b"\xd2").startswith(b"\x84\x44\xa1\x01\x38\x22")
+    return data.removeprefix(_TAG).startswith(b"\x84\x44\xa1\x01\x38\x22")
 
 
 def parse(data: bytes) -> tuple[CoseSign1, int]:
@@ -64,10 +64,8 @@ def parse(data: bytes) -> tuple[CoseSign1, int]:
     """
     if len(data) > MAX_BYTES:
         raise AttestationError(f"{WHAT}: {len(data)} bytes are more than it ever has")
-    found, end = _decode(data, WHAT)
-    if isinstance(found, cbor2.CBORTag):
-        require_equal(f"{WHAT}: CBOR tag", found.tag, _TAG, remedy="it is no COSE_Sign1")
-        found = found.value
+    untagged = data.removeprefix(_TAG)
+    found, end = first_item(untagged, WHAT)
     if not isinstance(found, list) or len(found) != 4:
         raise AttestationError(f"{WHAT}: is no COSE_Sign1 of four parts")
     protected, unprotected, payload, signature = found
@@ -75,24 +73,10 @@ def parse(data: bytes) -> tuple[CoseSign1, int]:
         raise AttestationError(f"{WHAT}: parts of its COSE_Sign1 are not byte strings")
     require_equal(f"{WHAT}: unprotected header", unprotected, {}, remedy="nobody signed it")
     require_equal(
-        f"{WHAT}: protected header", _whole(protected, f"{WHAT}: protected header"),
+        f"{WHAT}: protected header", only_item(protected, f"{WHAT}: protected header"),
         {_ALGORITHM: _ES384}, remedy="only ES384 is defined",
     )  # fmt: skip
-    return CoseSign1(protected, payload, signature), len(data) - end
-
-
-def _decode(data: bytes, what: str) -> tuple[object, int]:
-    """The first item of CBOR, and where it ends."""
-    stream = BytesIO(data)
-    with parsing(f"{what}: is no CBOR", kind=AttestationError):
-        return cbor2.load(stream), stream.tell()
-
-
-def _whole(data: bytes, what: str) -> object:
-    found, end = _decode(data, what)
-    if end != len(data):
-        raise AttestationError(f"{what}: {len(data) - end} bytes behind it")
-    return found
+    return CoseSign1(protected, payload, signature), len(untagged) - end
 
 
 def verify(data: bytes, *, now: datetime, check: Check) -> VerifiedEvidence:
@@ -139,7 +123,7 @@ def verify(data: bytes, *, now: datetime, check: Check) -> VerifiedEvidence:
 
 def _document(payload: bytes) -> NitroDocument:
     """The fields of a document, each of the type that AWS's syntax gives it."""
-    found = _whole(payload, WHAT)
+    found = only_item(payload, WHAT)
     if not isinstance(found, dict):
         raise AttestationError(f"{WHAT}: is no map")
     optional = {"public_key", "user_data", "nonce"}

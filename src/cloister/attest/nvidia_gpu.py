@@ -39,6 +39,8 @@ _VERSIONS = {3: "driver_version", 6: "vbios_version"}
 _DICE = ("2.23.133.5.4.1", "2.23.133.5.4.1.1")
 _DMTF_DIGEST = 1
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_GPUS = 128
+"""Of one machine; each costs the verification of a chain."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,12 @@ def find(data: bytes) -> list[GpuEvidence]:
 
 def _listed(text: bytes) -> Iterator[GpuEvidence]:
     with parsing("list of GPU reports: is damaged", kind=AttestationError):
-        for one in json.loads(text):
+        listed = json.loads(text)
+        if len(listed) > MAX_GPUS:
+            raise AttestationError(
+                f"list of GPU reports: has {len(listed)}, of {MAX_GPUS}; give those of one machine"
+            )
+        for one in listed:
             chain = load_certificates(b64decode(one["certificate"], validate=True), "GPU's chain")
             yield GpuEvidence(
                 b64decode(one["evidence"], validate=True), tuple(chain), bytes.fromhex(one["nonce"])

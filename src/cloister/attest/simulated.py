@@ -6,7 +6,8 @@ that rests on it is hardware-rooted.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+import tomllib
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -57,11 +58,14 @@ class SimulatedMachine:
 class SimulatedAttester:
     """Plays a machine whose key is a file (attester.py: Attester).
 
-    Raises   InputError when the file holds no Ed25519 key
+    machine   None: what the file says in front of the key, in TOML: measurement = "11..",
+              debug = true and the other fields of `SimulatedMachine`; zeros without it
+
+    Raises   InputError when the file holds no Ed25519 key, or describes no machine
     """
 
     path: Path
-    machine: SimulatedMachine = field(default_factory=lambda: SimulatedMachine("00" * 32))
+    machine: SimulatedMachine | None = None
 
     @property
     def name(self) -> str:
@@ -76,10 +80,19 @@ class SimulatedAttester:
     def evidence(self, report_data: bytes) -> bytes:
         """See Attester."""
         with parsing(f"{self.path}: is no Ed25519 key in PEM"), open_regular(self.path) as file:
-            key = load_pem_private_key(file.read(MAX_KEY_BYTES), password=None)
+            data = file.read(MAX_KEY_BYTES)
+            key = load_pem_private_key(data, password=None)
         if not isinstance(key, Ed25519PrivateKey):
             raise InputError(f"{self.path}: is no Ed25519 key; make one with `openssl genpkey`")
-        return self.machine.evidence(report_data, key=key)
+        return (self.machine or _described(data, self.path)).evidence(report_data, key=key)
+
+
+def _described(data: bytes, path: Path) -> SimulatedMachine:
+    """The machine that stands in front of the key."""
+    with parsing(f"{path}: describes no machine in TOML"):
+        found = tomllib.loads(data.partition(b"-----BEGIN")[0].decode())
+    machine = asdict(SimulatedMachine("00" * 32)) | found
+    return from_json(SimulatedMachine, machine, where=f"{path}: machine")
 
 
 @dataclass(frozen=True)

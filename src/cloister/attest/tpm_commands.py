@@ -10,7 +10,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from struct import pack
@@ -122,22 +122,22 @@ def open_tpm(path: Path) -> Iterator["Tpm"]:
 
     Raises   TpmError
     """
-    try:
-        is_socket = stat.S_ISSOCK(path.stat().st_mode)
-        if is_socket:
-            connection = socket.socket(socket.AF_UNIX)
-            connection.settimeout(TIMEOUT_S)
-            with connection:
-                connection.connect(str(path))
-                yield Tpm(TpmSocket(connection, path))
-            return
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise TpmError(f"{path}: {error.strerror or error}; give a TPM, and run as root") from None
-    try:
-        yield Tpm(TpmDevice(file, path))
-    finally:
-        os.close(file)
+    with ExitStack() as closing:
+        try:
+            connection: TpmConnection
+            if stat.S_ISSOCK(path.stat().st_mode):
+                opened = closing.enter_context(socket.socket(socket.AF_UNIX))
+                opened.settimeout(TIMEOUT_S)
+                opened.connect(str(path))
+                connection = TpmSocket(opened, path)
+            else:
+                file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                closing.callback(os.close, file)
+                connection = TpmDevice(file, path)
+        except OSError as error:
+            why = error.strerror or error
+            raise TpmError(f"{path}: {why}; give a TPM, and run as root") from None
+        yield Tpm(connection)
 
 
 @dataclass(frozen=True)

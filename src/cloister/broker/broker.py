@@ -16,7 +16,7 @@ from cloister.attest.clock import Clock
 from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.broker.broker_folder import BrokerFolder
 from cloister.broker.ledger_entry import EntryKind, LedgerEntry
-from cloister.broker.ledger_verification import read_ledger
+from cloister.broker.ledger_verification import ledger_ends
 from cloister.broker.refusal_log import RefusalLog
 from cloister.broker.release_ledger import LeasedCounter, LedgerChange, ReleaseLedger
 from cloister.broker.release_rules import (
@@ -33,9 +33,11 @@ from cloister.errors import (
     CloisterError,
     CounterError,
     EncryptionError,
+    InputError,
     ReleaseError,
 )
-from cloister.tickets.ticket import CounterKind, Ticket
+from cloister.tickets.receipt import receipt_signer
+from cloister.tickets.ticket import CounterKind, Ticket, utc
 
 _T = TypeVar("_T")
 
@@ -66,7 +68,12 @@ class Broker:
         Raises   InputError, EncryptionError, AttestationError for damaged collateral
         """
         self.folder, self._clock = BrokerFolder.open(folder), clock
-        first = read_ledger(self.folder.ledger).entries[0]
+        first, last = ledger_ends(self.folder.ledger)
+        if self._clock.now().timestamp() < last.time:
+            raise InputError(
+                f"{self.folder.ledger}: its last entry is of {utc(last.time)}, and the clock reads "
+                f"{self._clock.now().isoformat()}; set the clock right: expired tickets would count"
+            )
         if first.fields.get("certificate") != self.folder.certificate.hex():
             raise EncryptionError(
                 f"{self.folder.ledger}: belongs to another certificate than that of its folder; "
@@ -117,6 +124,7 @@ class Broker:
             started = RuntimeManifest.from_bytes(manifest)
         except AttestationError as error:
             raise self.refuse(RefusalKind.RUNTIME, error) from None
+        meter_key = self.folder.meter_key(ticket.license, ticket.bundle_id, meter)
         now = self.now()
         time = int(now.timestamp())
         with self._ledger.changing() as change:
@@ -129,6 +137,8 @@ class Broker:
                 key = _held(change.bundle_key(ticket.bundle_id))
                 fields = _fields(request, appraisal, session)
                 fields["policy"] = self.appraiser.policy_digest.hex()
+                signer = receipt_signer(meter_key, ticket).public_key()
+                fields["receipt_key"] = signer.public_bytes_raw().hex()
                 entry = change.append(EntryKind.RELEASE, fields, time=time)
                 change.put_chip(ticket.license, machine.chip)
                 change.open_counter(ticket.digest, meter, start=ticket.counter.start)
@@ -136,7 +146,6 @@ class Broker:
         # The transaction is on the disk: only now may a key be read by anyone.
         if refused is not None:
             raise self.refuse(*refused)
-        meter_key = self.folder.meter_key(ticket.license, ticket.bundle_id, meter)
         return RecordedRelease(BundleKey(ticket.bundle_id, key), meter_key, entry)
 
     def read_counter(self, ticket: Ticket, meter: bytes) -> int:

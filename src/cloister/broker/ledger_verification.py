@@ -3,6 +3,7 @@
 import hashlib
 import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,8 @@ def read_ledger(path: Path) -> LedgerContents:
 
     Raises   InputError when there is none, EncryptionError naming what was changed
     """
-    with reading(path) as connection:
-        try:
-            entries = tuple(_verified(connection))
-        except EncryptionError as error:
-            raise EncryptionError(f"{path}: {error}; restore the folder from a backup") from None
+    with reading(path) as connection, _located(path):
+        entries = tuple(_verified(connection))
         counters = connection.execute("SELECT ticket, meter, count FROM meters")
         last = connection.execute("SELECT kind, time, message FROM last_refusals ORDER BY id")
         return LedgerContents(
@@ -50,6 +48,28 @@ def read_ledger(path: Path) -> LedgerContents:
             dict(connection.execute("SELECT kind, count FROM refusals ORDER BY kind").fetchall()),
             tuple(Refused(*row) for row in last),
         )
+
+
+def ledger_ends(path: Path) -> tuple[LedgerEntry, LedgerEntry]:
+    """The first and the last entry of a ledger, after all of it was verified.
+
+    Raises   as `read_ledger`
+    """
+    with reading(path) as connection, _located(path):
+        entries = _verified(connection)
+        first = last = next(entries)
+        for entry in entries:
+            last = entry
+        return first, last
+
+
+@contextmanager
+def _located(path: Path) -> Iterator[None]:
+    """Errors are of this file."""
+    try:
+        yield
+    except EncryptionError as error:
+        raise EncryptionError(f"{path}: {error}; restore the folder from a backup") from None
 
 
 def _verified(connection: sqlite3.Connection) -> Iterator[LedgerEntry]:

@@ -229,7 +229,7 @@ def _plain(found: LedgerContents) -> dict[str, object]:
 
 def _show(found: LedgerContents) -> None:
     console = out()
-    titles = ("entry", "time", "what", "licence", "bundle", "format", "code", "chip", "rooted")
+    titles = ("entry", "time", "what", "licence", "bundle", "format", "code", "chip", "terms")
     console.print(table(titles, [_row(entry) for entry in found.entries]))
     for (ticket, meter), count in found.counters.items():
         console.print(Text(f"ticket {ticket[:16]}: meter {meter[:16]} stands at {count}"))
@@ -247,14 +247,17 @@ def _row(entry: LedgerEntry) -> tuple[object, ...]:
     fields = entry.fields
     at = datetime.fromtimestamp(entry.time, UTC).strftime("%Y-%m-%d %H:%M:%S")
     names = ("license", "bundle", "format", "measurement", "chip")
-    cells = [str(fields.get(name, ""))[:16] for name in names]
-    rooted = ""
-    if entry.kind is EntryKind.RELEASE:
-        rooted = "hardware" if fields["hardware_rooted"] else "software"
-    if entry.kind is EntryKind.TERMS:
-        cells[0] = cells[0] or "every"
-        rooted = "revoked" if fields["revoked"] else ""
-    return (entry.number, at, entry.kind.value, *cells, rooted)
+    cells = [str(fields.get(name, ""))[: None if name == "format" else 16] for name in names]
+    told = ""
+    match entry.kind:
+        case EntryKind.RELEASE:
+            told = "rooted in hardware" if fields["hardware_rooted"] else "rooted in software"
+        case EntryKind.TERMS:
+            cells[0] = cells[0] or "every"
+            chips = ANY if fields["chips"] is None else fields["chips"]
+            told = f"chips {chips}, meters {fields['meters']}"
+            told += ", revoked" if fields["revoked"] else ""
+    return (entry.number, at, entry.kind.value, *cells, told)
 
 
 def _require_entry(found: LedgerContents, digest: str, folder: Path) -> None:

@@ -13,6 +13,8 @@ from cloister.cli import options
 from cloister.cli.console import emit_json, err, out, progress, steps, table
 from cloister.errors import InputError
 from cloister.examples import (
+    attested_demo,
+    attested_page,
     clinics_demo,
     cryptonn_demo,
     digits_demo,
@@ -24,7 +26,7 @@ from cloister.examples import (
 )
 from cloister.plan.claims import Claims
 
-HELP = "See inference, hidden layers, a split model, or encrypted training, from end to end."
+HELP = "See inference, hidden layers, attestation, a split model, or training, from end to end."
 
 app = typer.Typer(help=HELP)
 
@@ -114,6 +116,38 @@ def _show_hidden(outcome: hidden_demo.HiddenOutcome, path: Path) -> None:
     console.print(table(stolen, hidden_page.theft_rows(outcome)))
     console.print(f"the next question: {outcome.stopped}\n", soft_wrap=True)
     for sentence in hidden_page.HONEST:
+        console.print(sentence, soft_wrap=True)
+    console.print(f"\n{outcome.claims}\n", soft_wrap=True)
+    console.print(f"page: {path}", soft_wrap=True)
+
+
+@app.command(epilog="Example: cloister demo attested --out page")
+def attested(folder: PageFolder = Path("demo-attested-output"), json: options.Json = False) -> None:
+    """Rent out a classifier to a machine that proves itself, and see four attempts refused."""
+    if folder.is_file():
+        raise InputError(f"--out {folder}: is a file; name a folder")
+    digits = digits_demo.all_digits()
+    with TemporaryDirectory() as temporary:
+        outcome = attested_demo.run(digits, Path(temporary), say=err().print)
+    path = attested_page.write_attested_page(outcome, folder)
+    if json:
+        emit_json({**outcome.to_dict(), "page": path})
+    else:
+        _show_attested(outcome, path)
+
+
+def _show_attested(outcome: attested_demo.AttestedOutcome, path: Path) -> None:
+    console = out()
+    grid = Table.grid(padding=(0, 2))
+    for name, value in attested_page.facts(outcome):
+        grid.add_row(name, value)
+    console.print(grid)
+    console.print()
+    console.print(table(attested_page.looked_columns(outcome), attested_page.looked_rows(outcome)))
+    for attempt, by, reason in attested_page.refusal_rows(outcome):
+        console.print(f"{attempt}; refused by the {by}: {reason}", soft_wrap=True)
+    console.print()
+    for sentence in attested_page.HONEST:
         console.print(sentence, soft_wrap=True)
     console.print(f"\n{outcome.claims}\n", soft_wrap=True)
     console.print(f"page: {path}", soft_wrap=True)

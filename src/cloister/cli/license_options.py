@@ -9,7 +9,8 @@ import typer
 
 from cloister.attest.clock import SYSTEM_CLOCK
 from cloister.attest.runtime_manifest import RuntimeManifest
-from cloister.base.rng import SystemRandom
+from cloister.attest.tpm_commands import DEVICE
+from cloister.base.rng import Csprng, SystemRandom
 from cloister.broker.broker_client import BrokerClient
 from cloister.broker.lease_counter import LeaseCounter, meter_id
 from cloister.bundle.bundle_header import BundleHeader
@@ -24,6 +25,7 @@ from cloister.tickets.monotonic_counter import MonotonicCounter
 from cloister.tickets.receipt_files import save_receipt
 from cloister.tickets.ticket import KIND, CounterKind, Ticket, read_document
 from cloister.tickets.ticket_meter import TicketMeter
+from cloister.tickets.tpm_counter import TpmCounter
 from cloister.trusted.metered_session import MeteredResult
 
 TICKETS = "Tickets: outputs that are bought"
@@ -56,6 +58,16 @@ BrokerUrl = Annotated[
         rich_help_panel=TICKETS,
     ),
 ]
+CountingTpm = Annotated[
+    Path | None,
+    typer.Option(
+        "--tpm",
+        metavar="PATH",
+        help="The TPM whose counter the ticket names: its device, or the socket of a program that "
+        "plays one. Default: /dev/tpmrm0.",
+        rich_help_panel=TICKETS,
+    ),
+]
 FileCounter = Annotated[
     Path | None,
     typer.Option(
@@ -74,6 +86,7 @@ class License:
     ticket: TicketFile = None
     meter: MeterFolder = None
     broker: BrokerUrl = None
+    tpm: CountingTpm = None
     insecure_file_counter: FileCounter = None
 
     def client(
@@ -138,6 +151,7 @@ class License:
         )
         if self.meter is None:
             raise missing
+        rng = SystemRandom()
         if client is not None:
             ticket, meter_key = client.ticket, client.release().meter_key
         elif vendor is not None and key is not None:
@@ -150,16 +164,26 @@ class License:
             ticket,
             bundle=bundle,
             key=meter_key,
-            counter=self._counter(ticket, client),
+            counter=self._counter(ticket, client, rng=rng),
             clock=SYSTEM_CLOCK,
-            rng=SystemRandom(),
+            rng=rng,
         )
 
-    def _counter(self, ticket: Ticket, client: BrokerClient | None) -> MonotonicCounter:
+    def _counter(
+        self, ticket: Ticket, client: BrokerClient | None, *, rng: Csprng
+    ) -> MonotonicCounter:
+        if self.tpm is not None:
+            options.refuse_given(
+                "goes with no --tpm; one counter meters a ticket",
+                {"--insecure-file-counter": self.insecure_file_counter},
+            )
+            return TpmCounter.open(self.tpm, rng=rng)
         if self.insecure_file_counter is not None:
             return InsecureFileCounter.open(self.insecure_file_counter)
         if client is not None and ticket.counter.kind is CounterKind.LEASE:
             return LeaseCounter(client)
+        if ticket.counter.kind is CounterKind.TPM:
+            return TpmCounter.open(Path("/") / DEVICE, rng=rng)
         raise InputError(
             f"--ticket {self.ticket}: is metered by a counter of kind {ticket.counter.kind}; "
             "name the counter"

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
+from cloister.attest.tpm_commands import DEVICE
 from cloister.base import files
 from cloister.base.reading import parsing
 from cloister.base.rng import SystemRandom
@@ -32,6 +34,7 @@ from cloister.tickets.ticket import (
     utc,
 )
 from cloister.tickets.ticket_meter import LEDGER
+from cloister.tickets.tpm_counter import TpmCounter
 
 app = typer.Typer(
     help="Sell inference: issue tickets, and show what was spent.", no_args_is_help=True
@@ -89,6 +92,12 @@ TpmRule = Annotated[
         help="The counter of the customer's TPM, and its value now.",
     ),
 ]
+Tpm = Annotated[
+    Path,
+    typer.Option(
+        "--tpm", metavar="PATH", help="A TPM's device, or the socket of a program that plays one."
+    ),
+]  # fmt: skip
 AllowFileCounter = Annotated[
     bool,
     typer.Option(
@@ -172,6 +181,21 @@ def issue(
         emit_json({"ticket": to, **_fields(ticket)})
     else:
         _show_ticket(to, ticket)
+
+
+@app.command(epilog="Example: cloister license counter")
+def counter(tpm: Tpm = Path("/") / DEVICE, json: options.Json = False) -> None:
+    """Print the counter of this machine's TPM, for the vendor's --tpm-counter; make it if new.
+
+    Whoever issues a ticket for it has to know that the TPM is one of hardware: a program can play
+    one, and be put back.
+    """
+    found = TpmCounter.open(tpm, rng=SystemRandom())
+    value = found.read()
+    if json:
+        emit_json({"identity": found.identity.hex(), "value": value})
+        return
+    out().print(Text(f"{found.identity.hex()}:{value}"), soft_wrap=True)
 
 
 @app.command(

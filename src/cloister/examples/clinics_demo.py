@@ -8,9 +8,7 @@ import csv
 import importlib
 import io
 import json as jsons
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from cloister.base import files
-from cloister.errors import CloisterError, InputError
-from cloister.wire import process
+from cloister.errors import InputError
+from cloister.examples.commands import cloister, refused, serving
 
 NAME = "biopsies"
 CLINICS = ("north", "south")
@@ -61,10 +59,10 @@ def run(records: Records, folder: Path, *, say: Callable[[str], None]) -> dict[s
     say   called with every step as it begins
     """
     authority = folder / "authority"
-    _cloister("authority", "init", authority)
+    cloister("authority", "init", authority)
     tokens = {role: f"@{folder / role}.token" for role in ("client", "server", "trusted")}
     for role, token in tokens.items():
-        _cloister("authority", "token", authority, "--role", role, "--out", token[1:])
+        cloister("authority", "token", authority, "--role", role, "--out", token[1:])
     say("1  the authority serves keys")
     serve = ("authority", "serve", authority, "--listen", "127.0.0.1:0")
     with serving(*serve) as url:
@@ -74,7 +72,7 @@ def run(records: Records, folder: Path, *, say: Callable[[str], None]) -> dict[s
         for number, clinic in enumerate(CLINICS):
             for split, rows in _rows(records, number).items():
                 table_file = _write_table(records, rows, folder / f"{clinic}-{split}.csv")
-                _cloister(
+                cloister(
                     "data", "encrypt", table_file, *reach, "--token", tokens["client"],
                     "--out", data, "--name", NAME, "--label", "diagnosis",
                     "--classes", "malignant,benign", "--ranges", ranges, "--bits", BITS,
@@ -87,14 +85,14 @@ def run(records: Records, folder: Path, *, say: Callable[[str], None]) -> dict[s
         )  # fmt: skip
         as_server = ("--token", tokens["server"])
         say("3  the server trains on ciphertexts")
-        trained = jsons.loads(_cloister(*train, *as_server, "--curve", folder / "curve.svg"))
+        trained = jsons.loads(cloister(*train, *as_server, "--curve", folder / "curve.svg"))
         say("4  the server asks for more than the budget allows")
-        refusal = _refused(*train, *as_server, "--first-layer", "trainable")
+        refusal = refused(*train, *as_server, "--first-layer", "trainable")
         say("5  a trusted runtime gets the unblinding terms instead")
         trusted = jsons.loads(
-            _cloister(*train, "--token", tokens["trusted"], "--unblind-to", "trusted")
+            cloister(*train, "--token", tokens["trusted"], "--unblind-to", "trusted")
         )
-        budget = jsons.loads(_cloister("authority", "budget", authority, "--json"))[0]
+        budget = jsons.loads(cloister("authority", "budget", authority, "--json"))[0]
     say("6  the same model in the clear, for comparison")
     plain = plain_accuracy(records)
     return {
@@ -160,52 +158,3 @@ def _write_ranges(records: Records, path: Path) -> Path:
     ranges = {name: [low[i], high[i]] for i, name in enumerate(records.columns)}
     files.replace(path, jsons.dumps(ranges).encode(), private=True)
     return path
-
-
-def _command(*arguments: object) -> list[str]:
-    return process.python("-m", "cloister", *map(str, arguments))
-
-
-def _cloister(*arguments: object) -> str:
-    """The output of one command, as a process of its own.
-
-    Raises   CloisterError with its message when it fails
-    """
-    done = process.run(_command(*arguments))
-    if done.returncode:
-        raise CloisterError(f"cloister {arguments[0]}: {_last_line(done.stderr)}")
-    return done.stdout.decode()
-
-
-def _refused(*arguments: object) -> str:
-    """The message of a command that must be refused.
-
-    Raises   CloisterError when it is not
-    """
-    done = process.run(_command(*arguments))
-    if done.returncode == 0:
-        raise CloisterError("the authority gave away more than the budget allows")
-    return _last_line(done.stderr).removeprefix("error: ")
-
-
-def _last_line(text: bytes) -> str:
-    return (text.decode(errors="replace").strip().splitlines() or ["it failed without a message"])[
-        -1
-    ]
-
-
-@contextmanager
-def serving(*arguments: object) -> Iterator[str]:
-    """A serving command as a process of its own; gives its URL.
-
-    Raises   CloisterError when it does not start
-    """
-    with process.start(_command(*arguments), stdout=subprocess.PIPE) as server:
-        try:
-            line = server.stdout.readline().decode() if server.stdout else ""
-            if "https://" not in line:
-                raise CloisterError(f"cloister {arguments[0]} did not start")
-            yield line.split()[-1]
-        finally:
-            server.terminate()
-            server.wait()

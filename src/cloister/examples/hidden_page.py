@@ -9,8 +9,8 @@ from cloister.examples.hidden_demo import SOLD_QUERIES, HiddenOutcome
 from cloister.pages.page import Section, page, paragraph, png, table
 
 HONEST = (
-    "In this version the content key is a file on the customer's machine, and whoever reads it "
-    "opens the bundle. Attested key release is what will change that.",
+    "Here the content key is a file on the customer's machine, and whoever reads it opens the "
+    "bundle. `cloister demo attested` releases it to machines that prove themselves.",
     "Without attested hardware, the owner of the machine can read the memory of the process that "
     "runs the module.",
     "No encryption hides what answers give away. The number of queries bounds it; a host that "

@@ -43,8 +43,12 @@ def with_runtime(claims: Claims, *, platform: str, hardware_rooted: bool) -> Cla
     hardware_rooted   as the appraisal says
     """
     found: list[Statement] = []
+    modules = any(one.about.startswith(MODULES) for one in claims.statements)
     for statement in claims.statements:
-        found += _changed(statement, platform, hardware_rooted=hardware_rooted)
+        if (statement.role, statement.about) == (Role.HOST, MEMORY):
+            found.append(_memory(statement.verb, platform, modules, rooted=hardware_rooted))
+        else:
+            found += _changed(statement, hardware_rooted=hardware_rooted)
     found += [
         state(Role.NETWORK, Verb.LEARNS, SESSION, Extent.BOUNDED, _SEEN, _CHANNEL),
         state(Role.NETWORK, Verb.CAN, SESSION, Extent.BOUNDED, "delay it, or cut it off"),
@@ -56,12 +60,10 @@ def with_runtime(claims: Claims, *, platform: str, hardware_rooted: bool) -> Cla
     )
 
 
-def _changed(statement: Statement, platform: str, *, hardware_rooted: bool) -> Iterator[Statement]:
+def _changed(statement: Statement, *, hardware_rooted: bool) -> Iterator[Statement]:
     """A statement about the operator of the trusted side, or another one as it is."""
     if statement.role is not Role.HOST:
         yield statement
-    elif statement.about == MEMORY:
-        yield from _memory(statement, platform, hardware_rooted=hardware_rooted)
     elif statement.about == WEIGHTS and hardware_rooted:
         text = "those that its workers are sent, and the size of all"
         yield state(Role.HOST, statement.verb, WEIGHTS, Extent.BOUNDED, text, _HARDWARE)
@@ -72,21 +74,18 @@ def _changed(statement: Statement, platform: str, *, hardware_rooted: bool) -> I
         yield statement
 
 
-def _memory(statement: Statement, platform: str, *, hardware_rooted: bool) -> Iterator[Statement]:
-    about, learns = statement.about, statement.verb is Verb.LEARNS
-    if hardware_rooted:
-        text = _SEEN if learns else "delay a request, refuse it, or end the session"
-        what = f"hidden by the machine's processor ({platform}, hardware_rooted: true)"
-        yield state(
-            Role.HOST, statement.verb, about, Extent.BOUNDED, f"{text}; {what}" if learns else text,
-            _HARDWARE,
-        )  # fmt: skip
-        return
+def _memory(verb: Verb, platform: str, modules: bool, *, rooted: bool) -> Statement:
+    learns = verb is Verb.LEARNS
+    if rooted:
+        text = "delay a request, refuse it, or end the session"
+        if learns:
+            text = f"{_SEEN}; its processor hides the memory ({platform}, hardware_rooted: true)"
+        return state(Role.HOST, verb, MEMORY, Extent.BOUNDED, text, _HARDWARE)
     text = "change every result"
     if learns:
         text = (
-            f"every input, value, result, pad and key: its evidence ({platform}) is not rooted in "
-            "hardware (hardware_rooted: false)"
+            f"every input, value, result, pad and key{' and the weights in modules' * modules}: "
+            f"its evidence ({platform}) is not rooted in hardware (hardware_rooted: false)"
         )
     trusted = "it is trusted: every other line rests on that"
-    yield state(Role.HOST, statement.verb, about, Extent.EVERYTHING, text, trusted)
+    return state(Role.HOST, verb, MEMORY, Extent.EVERYTHING, text, trusted)

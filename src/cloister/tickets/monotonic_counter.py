@@ -30,9 +30,9 @@ class MonotonicCounter(Protocol):
     def advance(self, before: int, to: int) -> None:
         """Move it from `before` to `to`, which is larger; on stable storage when this returns.
 
-        A process that is killed may leave it between the two. Of several callers with one
-        `before`, at most one returns.
+        It returns only if nobody else has moved the counter meanwhile. A process that is killed
+        may leave it between the two.
 
-        Raises   CounterError when it is not at `before`, and as `read`
+        Raises   CounterError when it is not at `before` or was moved, and as `read`
         """
         ...

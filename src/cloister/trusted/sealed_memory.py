@@ -48,7 +48,6 @@ class SealedMemory:
     """
 
     def __init__(self, nbytes: int, allowance: MemoryAllowance) -> None:
-        allowance.take(nbytes)
         self.nbytes = nbytes
         self.digest = b""
         self._allowance, self._written = allowance, 0
@@ -61,17 +60,19 @@ class SealedMemory:
         return bool(self.digest)
 
     def append(self, piece: memoryview) -> None:
-        """The next bytes; the last ones seal it.
+        """The next bytes; the last ones seal it. Only bytes that came count: who announces more
+        and sends nothing takes nothing from others.
 
-        Raises   InputError for more than was announced
+        Raises   InputError for more than was announced, and when all memory is spent
         """
         if self.complete or self._written + piece.nbytes > self.nbytes:
             raise InputError(f"plan: more than the {self.nbytes} B that were announced")
+        self._allowance.take(piece.nbytes)
+        self._written += piece.nbytes
         rest = piece
         while rest:
             rest = rest[os.write(self.descriptor, rest) :]
         self._hash.update(piece)
-        self._written += piece.nbytes
         if self._written == self.nbytes:
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
             self.digest = self._hash.digest()
@@ -81,7 +82,7 @@ class SealedMemory:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
-            self._allowance.give_back(self.nbytes)
+            self._allowance.give_back(self._written)
 
 
 class SharedFiles:

@@ -32,6 +32,8 @@ MAX_ANSWER_BYTES = 1 << 30
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 120.0
 RETRY_FOR_S = 20.0
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+"""Seconds and probes until a machine counts as gone that does not even say that it is."""
 BUSY = 503
 BUSY_PAUSE_S = 1.0
 
@@ -53,8 +55,8 @@ class CertificateDigest:
 class InsecureAnyCertificate:
     """Accept whatever certificate a server shows: TLS then protects nothing.
 
-    For attested sessions alone, which seal what they send to a machine that has proved itself,
-    whoever ends the TLS connection.
+    For attested sessions alone: they seal every message to a machine that has proved itself, so a
+    proxy that ends the TLS connection reads none.
     """
 
 
@@ -175,6 +177,9 @@ class HttpsClient:
             self._check_pin(connection.sock)
             connection.sock.settimeout(self._timeout_s)
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in KEEPALIVE:
+                connection.sock.setsockopt(socket.IPPROTO_TCP, option, value)
         response = self._exchange(self._connection, operation, request)
         length = response.length
         if length is None or length > self._max:
