@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,6 +77,7 @@ from cloister.wire.https import bodies
 from cloister.wire.transcript import Entry, Transcript
 from dicom_files import dicom
 from fuzz.mutate import Mutator, mutated_bytes, mutated_document, mutated_json, mutated_message
+from graph.test_ml_operators import forest
 from plan import split_reports
 from tickets.licences import SIGNER, TICKET, VENDOR, MemoryCounter, meter
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
@@ -367,7 +369,11 @@ def _checkpoint(folder: Path) -> Path:
 JSON = (mutated_bytes, mutated_json)
 MODEL = (mutated_bytes, mutated_message, mutated_message)
 CANONICAL = (mutated_bytes, mutated_document, mutated_document)
-GRAPHS = {"residual": nets.residual, "a branch": nets.choosing}
+GRAPHS = {
+    "residual": nets.residual,
+    "a branch": nets.choosing,
+    "long lists": partial(forest, 460),
+}
 RANGES = json.dumps({"age": [0, 120], "bp": [60, 250]}).encode()
 TABLE = b"age,bp,label\n61,120.5,sick\n35,1e2,well\n"
 
