@@ -16,7 +16,7 @@ from cloister.broker.release_ledger import (
     KEPT_REFUSALS,
     LeasedCounter,
     LicenseTerms,
-    Refused,
+    RefusedRequest,
     ReleaseLedger,
     changing,
     record_terms,
@@ -211,8 +211,8 @@ def test_releases_older_than_an_hour_are_forgotten(path):
 def test_refusals_take_bounded_room(path):
     with changing(path) as change:
         for i in range(3 * KEPT_REFUSALS):
-            change.count_refusals({"time": 1}, [Refused("time", i, "expired")])
-        change.count_refusals({"chips": 2}, [Refused("chips", 0, "another")])
+            change.count_refusals({"time": 1}, [RefusedRequest("time", i, "expired")])
+        change.count_refusals({"chips": 2}, [RefusedRequest("chips", 0, "another")])
     found = read_ledger(path)
     assert found.refusals == {"chips": 2, "time": 3 * KEPT_REFUSALS}
     kept = [one.time for one in found.last_refusals if one.kind == "time"]
