@@ -7,6 +7,7 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -401,7 +402,27 @@ def test_a_caller_that_reads_no_answer_stalls_nobody(played):
             assert other.run(FEEDS).report.inputs == 3
 
 
-def asked(url, token, record):
+def test_callers_that_announce_much_and_send_nothing_stall_nobody(played):
+    start = partial(
+        Verifier, Appraiser(played.policy()), direction=Direction.CALLEE, rng=SystemRandom()
+    )
+    with (
+        played.serving() as service,
+        Session(PLAN, trusted=service.url, appraisal=played.policy()) as other,
+        contextlib.ExitStack() as stack,
+    ):
+        held = service._service._server._house.bodies._held
+        for _ in range(4):
+            client = stack.enter_context(AttestedClient(service.url, start=start))
+            token = transport_token(client.channel)
+            client._call("reattest-prove", {}, bytes_of(bytes(32)))
+            stack.enter_context(asked(service.url, token, b"", length=remote_session.RUN_BYTES))
+            # A pause, since the server reads the head in a thread of its own.
+            assert any(token in held or time.sleep(0.01) for _ in range(2000))
+        assert other.run(FEEDS).report.inputs == 3
+
+
+def asked(url, token, record, *, length=None):
     """A connection on which a record was sent, and no answer is read."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -413,7 +434,8 @@ def asked(url, token, record):
     body = bodies.encode(bodies.Body({}, bytes_of(bytes(record))))
     head = (
         f"POST /v1/record HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n"
-        f"Content-Type: {bodies.CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: {bodies.CONTENT_TYPE}\r\n"
+        f"Content-Length: {len(body) if length is None else length}\r\n\r\n"
     )
     wrapped.sendall(head.encode() + body)
     return wrapped

@@ -8,13 +8,13 @@ their calls are bounded, and whoever reads slowly holds up himself.
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from cloister.attest.attested_conversation import MOST_AT_ONCE, Operation
-from cloister.attest.attested_service import AttestedService
+from cloister.attest.attested_service import CONNECTIONS, AttestedService
 from cloister.attest.attester import Attester
 from cloister.attest.channel import AttestedChannel
 from cloister.attest.handshake import Prover
@@ -38,7 +38,6 @@ from cloister.trusted.runtime_messages import (
     UPLOAD,
 )
 from cloister.trusted.sealed_memory import MemoryAllowance, SealedMemory, SharedFiles
-from cloister.wire.https.admission import ServerLimits
 from cloister.wire.https.bodies import Body
 
 _MORE_THREADS = 16
@@ -114,9 +113,12 @@ class RuntimeService:
             operations=self._operations,
             closed=self._left,
             limits=SessionLimits(sessions=self._limits.sessions, idle_s=self._limits.idle_s),
-            # Runs keep their threads; handshakes and uploads of others have threads besides.
-            server_limits=ServerLimits(
-                threads=MOST_AT_ONCE * self._limits.sessions + _MORE_THREADS
+            # Runs keep their threads; handshakes and uploads of others have threads besides. Each
+            # conversation has a share of the bytes in flight, and strangers have one.
+            server_limits=replace(
+                CONNECTIONS,
+                threads=MOST_AT_ONCE * self._limits.sessions + _MORE_THREADS,
+                per_share=self._limits.sessions + 1,
             ),
             max_call_bytes=RUN_BYTES + _BODY_BYTES,
         )
