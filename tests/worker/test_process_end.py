@@ -3,13 +3,13 @@
 import os
 import socket
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 from cloister.wire.messages import LoadSegment, TensorSpec
+from cloister.wire.process import python
 from cloister.wire.shm.shm_link import connect_local_worker, start_local_worker
 
 F32 = np.dtype(np.float32)
@@ -96,7 +96,7 @@ while True:
 def test_a_socket_that_the_process_closes_itself_is_seen_closed_by_its_peer_and_counts():
     (ours, theirs), (ours_too, theirs_too) = socket.socketpair(), socket.socketpair()
     descriptors = [theirs.fileno(), theirs_too.fileno()]
-    arguments = [sys.executable, "-c", SOCKETS, *map(str, descriptors)]
+    arguments = python("-c", SOCKETS, *map(str, descriptors))
     with subprocess.Popen(arguments, pass_fds=descriptors, stdout=subprocess.PIPE) as process:
         try:
             theirs.close()
