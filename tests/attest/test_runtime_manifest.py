@@ -15,6 +15,7 @@ from cloister.attest.runtime_manifest import (
     restart_isolated,
 )
 from cloister.errors import AttestationError, InputError
+from cloister.wire.process import python
 
 MADE = RuntimeManifest("1.0", ("python", "-I", "serve", "ä"), bundle="ab", vendor="cd", license="l")
 
@@ -81,7 +82,7 @@ def test_a_process_with_an_environment_starts_anew_without(monkeypatch):
     monkeypatch.setattr(os, "execve", execve)
     with pytest.raises(Left):
         restart_isolated(["trusted", "serve"])
-    assert started == [(sys.executable, [sys.executable, *ISOLATED, "trusted", "serve"], {})]
+    assert started == [(found := python()[0], [found, *ISOLATED, "trusted", "serve"], {})]
 
 
 def test_an_isolated_process_goes_on(monkeypatch):
@@ -96,8 +97,8 @@ def test_an_isolated_process_has_no_environment():
         "print(RuntimeManifest.of_this_process('1.0', bundle='ab').to_bytes().decode())"
     )
     ran = subprocess.run(
-        [sys.executable, "-I", "-X", "utf8", "-c", code], env={}, capture_output=True, check=True
+        [python()[0], "-I", "-X", "utf8", "-c", code], env={}, capture_output=True, check=True
     )
     found = RuntimeManifest.from_bytes(ran.stdout.strip())
     assert (found.environment, found.bundle) == ({}, "ab")
-    assert found.arguments == (sys.executable, "-I", "-X", "utf8", "-c", code)
+    assert found.arguments == (python()[0], "-I", "-X", "utf8", "-c", code)

@@ -20,7 +20,7 @@ from trusted.runtimes import Played
 DIGITS = Path(__file__).parents[2] / "examples/digits"
 BUNDLE = ("digits.bundle", "digits", "--vendor", "vendor/vendor.pub")
 TICKET = ("--ticket", "acme.lic", "--meter", "meter", "--insecure-simulated", "machine.pem")
-PROCESS = (sys.executable, "-m", "cloister")
+PROCESS = (sys.executable, "-P", "-m", "cloister")
 
 
 KEEPERS = ("vendor", "broker")

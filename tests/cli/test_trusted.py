@@ -228,7 +228,7 @@ def test_a_machine_sells_outputs_of_a_ticket(cloister, played, vendor):
 
 def test_a_broker_releases_the_key_to_a_machine(cloister, played, vendor):
     issue(cloister, "--broker", vendor)
-    command = [sys.executable, "-m", "cloister", "broker", "serve", "broker", "--listen",
+    command = [sys.executable, "-P", "-m", "cloister", "broker", "serve", "broker", "--listen",
                "127.0.0.1:0"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         broker = process.stdout.readline().split()[-1]

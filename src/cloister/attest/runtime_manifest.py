@@ -19,6 +19,7 @@ from pathlib import Path
 from cloister.base.reading import parsing
 from cloister.base.typed_json import from_json
 from cloister.errors import AttestationError, InputError
+from cloister.wire.process import start_over
 
 MAX_MANIFEST_BYTES = 16384
 ISOLATED = ("-I", "-X", "utf8", "-m", "cloister")
@@ -126,4 +127,4 @@ def restart_isolated(arguments: Sequence[str]) -> None:
     Raises   OSError
     """
     if tuple(sys.orig_argv[1 : 1 + len(ISOLATED)]) != ISOLATED:
-        os.execve(sys.executable, [sys.executable, *ISOLATED, *arguments], {})  # noqa: S606
+        start_over(*ISOLATED, *arguments)

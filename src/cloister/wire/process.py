@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from cloister.errors import WorkerUnavailable
 
@@ -33,6 +34,14 @@ _PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 def python(*arguments: str) -> list[str]:
     """The command that runs Python on a module (`-m`) or code (`-c`) as this process would."""
     return [sys.executable, "-P", *arguments]
+
+
+def start_over(*arguments: str) -> NoReturn:
+    """Become a process that runs Python with these arguments, and with no environment at all.
+
+    Raises   OSError
+    """
+    os.execve(sys.executable, [sys.executable, *arguments], {})  # noqa: S606
 
 
 def environment(**more: str) -> dict[str, str]:
