@@ -4,6 +4,7 @@ import contextlib
 import re
 import socket
 import ssl
+import time
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import nets
 from cloister.attest.appraiser import Appraiser
 from cloister.attest.attested_client import AttestedClient
-from cloister.attest.attested_service import transport_token
+from cloister.attest.attested_service import CONNECTIONS, transport_token
 from cloister.attest.handshake import Verifier
 from cloister.attest.handshake_messages import Direction
 from cloister.attest.sealed_messages import encode_call
@@ -309,8 +310,33 @@ def test_a_caller_that_reads_no_answer_stalls_nobody(played):
             assert other.run(FEEDS).report.inputs == 3
 
 
-def asked(url, token, record):
-    """A connection on which a record was sent, and no answer is read."""
+def test_a_caller_has_few_connections(url, played):
+    """Other callers' places stay free, whatever one of them begins and does not end."""
+    start = partial(
+        Verifier, Appraiser(played.policy()), direction=Direction.CALLEE, rng=SystemRandom()
+    )
+    with AttestedClient(url, start=start) as client, contextlib.ExitStack() as stack:
+        token, half = transport_token(client.channel), bytes(1 << 20)
+        begun = [
+            stack.enter_context(asked(url, token, half, sent=1000))
+            for _ in range(CONNECTIONS.per_caller + 1)
+        ]
+        assert first_answer(begun).startswith(b"HTTP/1.1 503")
+
+
+def first_answer(connections):
+    """What one of them is told; others may wait."""
+    for _ in range(1000):
+        for one in connections:
+            one.setblocking(False)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                return one.recv(100)
+        time.sleep(0.01)
+    raise AssertionError("none is answered")
+
+
+def asked(url, token, record, *, sent=None):
+    """A connection on which a record was sent, or so many bytes of it, and no answer is read."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     host, port = url.removeprefix("https://").split(":")
@@ -323,5 +349,5 @@ def asked(url, token, record):
         f"POST /v1/record HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n"
         f"Content-Type: {bodies.CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    wrapped.sendall(head.encode() + body)
+    wrapped.sendall(head.encode() + body[:sent])
     return wrapped

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cloister.attest.attested_conversation import Operation
-from cloister.attest.attested_service import AttestedService
+from cloister.attest.attested_service import CONNECTIONS, AttestedService
 from cloister.attest.attester import Attester
 from cloister.attest.channel import AttestedChannel
 from cloister.attest.handshake import Prover
@@ -113,7 +113,9 @@ class RuntimeService:
             closed=self._left,
             limits=SessionLimits(sessions=self._limits.sessions, idle_s=self._limits.idle_s),
             # A run keeps its thread; handshakes and uploads of others have threads besides.
-            server_limits=ServerLimits(threads=self._limits.sessions + _MORE_THREADS),
+            server_limits=ServerLimits(
+                per_caller=CONNECTIONS.per_caller, threads=self._limits.sessions + _MORE_THREADS
+            ),
             max_call_bytes=RUN_BYTES + _BODY_BYTES,
         )
         self.url = self._service.url
