@@ -75,8 +75,10 @@ def _flag(name: str, claim: str, text: str) -> Rule:
 _PPIDS = _digests("ppids", "ppid", "accepted platforms, or any without it", length=16)
 _TCB_STATUS = Rule(
     "tcb_statuses", Compare.ONE_OF, ("tcb_status",), "Intel's verdicts on the firmware",
-    default=[TcbStatus.UP_TO_DATE.value], choices=tuple(status.value for status in TcbStatus),
+    default=[TcbStatus.UP_TO_DATE.value],
+    choices=tuple(one.value for one in TcbStatus if one is not TcbStatus.REVOKED),
 )  # fmt: skip
+"""Keys of firmware that Intel has revoked may be known: no policy accepts it."""
 _ADVISORIES = Rule(
     "advisories", Compare.SUBSET, ("advisories",),
     "Intel's security advisories that are accepted, such as INTEL-SA-00615", default=[],

@@ -32,8 +32,8 @@ _CHANNEL = (
     "code that does what it says"
 )
 _SEEN = (
-    "who calls when, and the sizes of plan, inputs and results; the rest of what caller and machine "
-    "say is encrypted for the appraised runtime"
+    "who calls when, and the sizes of plan, inputs and results; the rest of what caller and "
+    "machine say is encrypted for the appraised runtime"
 )
 _OPERATES = "what a worker {verb}: it chooses the workers, and carries their messages"
 
