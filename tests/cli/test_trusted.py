@@ -27,11 +27,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
-def serving(*options, environment=()):
+def serving(*options, environment=(), stderr=None):
     """A machine as a process of its own: its process, its address, and the lines that it says."""
     command = [sys.executable, "-P", "-m", "cloister", "trusted", "serve", *map(str, options)]
     with subprocess.Popen(
-        [*command, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True,
+        [*command, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, stderr=stderr, text=True,
         env={**os.environ, **dict(environment)},
     ) as process:  # fmt: skip
         lines = [process.stdout.readline().strip() for _ in range(3)]
@@ -235,7 +235,11 @@ def test_a_broker_releases_the_key_to_a_machine(cloister, played, vendor):
         bundle = ("--bundle", "digits.bundle", "--vendor", "vendor/vendor.pub", "--broker", broker,
                   "--ticket", "acme.lic", "--meter", "meter")  # fmt: skip
         try:
-            with serving("--insecure-simulated", played.key, *bundle) as (_, url, lines):
+            with (
+                open("notes", "w") as notes,
+                serving("--insecure-simulated", played.key, *bundle, stderr=notes) as served,
+            ):
+                _, url, lines = served
                 found = bought(cloister, url)
                 told = [next(iter(one["values"].values())) for one in found["outputs"]]
                 assert told == labels(cloister)
@@ -244,6 +248,8 @@ def test_a_broker_releases_the_key_to_a_machine(cloister, played, vendor):
             process.terminate()
     (entry,) = [one for one in ledger["entries"] if one["kind"] == "release"]
     assert entry["manifest"] == lines[2].split()[-1]  # of the machine that serves
+    kept = f"entry {entry['number']} of the broker's ledger, {entry['digest']}"
+    assert kept in Path("notes").read_text()
     assert [one["count"] for one in ledger["counters"]] == [10]
 
 

@@ -6,7 +6,7 @@ import nets
 from cloister.graph.onnx import read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
-from cloister.plan.claims import FILES, MEMORY, WEIGHTS, Extent, Role, Verb
+from cloister.plan.claims import FILES, MEMORY, MESSAGES, WEIGHTS, Extent, Role, Verb
 from cloister.plan.runtime_claims import SESSION, with_runtime
 
 
@@ -30,6 +30,28 @@ def test_hardware_bounds_what_the_operator_learns():
     assert of(found, Role.HOST, Verb.CAN, MEMORY).extent is Extent.BOUNDED
     assert of(found, Role.HOST, Verb.LEARNS, WEIGHTS).extent is Extent.BOUNDED
     assert found.worst(Role.HOST) is Extent.BOUNDED
+
+
+@pytest.mark.parametrize(
+    ("policy", "learns", "can"),
+    [
+        ("slalom", Extent.BOUNDED, Extent.BOUNDED),
+        ("blinded", Extent.BOUNDED, Extent.EVERYTHING),
+        ("verified", Extent.EVERYTHING, Extent.BOUNDED),
+        ("open", Extent.EVERYTHING, Extent.EVERYTHING),
+    ],
+)
+def test_the_operator_learns_and_can_what_its_workers_do(policy, learns, can):
+    found = with_runtime(claims(policy), platform="tdx", hardware_rooted=True)
+    assert found.worst(Role.HOST) is learns
+    assert found.worst(Role.HOST, Verb.CAN) is can
+    assert "chooses the workers" in of(found, Role.HOST, Verb.LEARNS, MESSAGES).text
+
+
+def test_where_there_are_no_workers_the_operator_has_no_messages():
+    found = with_runtime(claims("enclave"), platform="tdx", hardware_rooted=True)
+    for verb in Verb:
+        assert MESSAGES not in [s.about for s in found.of(Role.HOST, verb)]
 
 
 def test_without_hardware_the_operator_learns_everything():

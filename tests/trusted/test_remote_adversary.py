@@ -17,7 +17,7 @@ import pytest
 import nets
 from cloister.attest.appraiser import Appraiser
 from cloister.attest.attested_client import AttestedClient
-from cloister.attest.attested_service import transport_token
+from cloister.attest.attested_service import CONNECTIONS, transport_token
 from cloister.attest.handshake import Verifier
 from cloister.attest.handshake_messages import Direction
 from cloister.attest.sealed_messages import encode_call
@@ -422,8 +422,33 @@ def test_callers_that_announce_much_and_send_nothing_stall_nobody(played):
         assert other.run(FEEDS).report.inputs == 3
 
 
-def asked(url, token, record, *, length=None):
-    """A connection on which a record was sent, and no answer is read."""
+def test_a_caller_has_few_connections(url, played):
+    """Other callers' places stay free, whatever one of them begins and does not end."""
+    start = partial(
+        Verifier, Appraiser(played.policy()), direction=Direction.CALLEE, rng=SystemRandom()
+    )
+    with AttestedClient(url, start=start) as client, contextlib.ExitStack() as stack:
+        token, half = transport_token(client.channel), bytes(1 << 20)
+        begun = [
+            stack.enter_context(asked(url, token, half, sent=1000))
+            for _ in range(CONNECTIONS.per_caller + 1)
+        ]
+        assert first_answer(begun).startswith(b"HTTP/1.1 503")
+
+
+def first_answer(connections):
+    """What one of them is told; others may wait."""
+    for _ in range(1000):
+        for one in connections:
+            one.setblocking(False)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                return one.recv(100)
+        time.sleep(0.01)
+    raise AssertionError("none is answered")
+
+
+def asked(url, token, record, *, length=None, sent=None):
+    """A connection on which a record was sent, or so many bytes of it, and no answer is read."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     host, port = url.removeprefix("https://").split(":")
@@ -437,5 +462,5 @@ def asked(url, token, record, *, length=None):
         f"Content-Type: {bodies.CONTENT_TYPE}\r\n"
         f"Content-Length: {len(body) if length is None else length}\r\n\r\n"
     )
-    wrapped.sendall(head.encode() + body)
+    wrapped.sendall(head.encode() + body[:sent])
     return wrapped

@@ -189,8 +189,8 @@ def _platform_level(quote: Quote, platform: PlatformTcb, info: Mapping[str, Any]
     kind, versions = ("TDX", (3,)) if quote.is_tdx else ("SGX", (2, 3))
     if info.get("id", "SGX") != kind or info["version"] not in versions:
         raise refused(
-            "TCB information: kind and version", expected=(kind, versions[-1]),
-            found=(info.get("id"), info["version"]), remedy="fetch that of this TEE",
+            "TCB information: kind and version", expected=[f"{kind} {one}" for one in versions],
+            found=f"{info.get('id', 'SGX')} {info['version']}", remedy="fetch that of this TEE",
         )  # fmt: skip
     require_equal(
         "TCB information: type", info.get("tcbType", 0), 0, remedy="this version does not know it"

@@ -76,9 +76,9 @@ _PPIDS = _digests("ppids", "ppid", "accepted platforms, or any without it", leng
 _TCB_STATUS = Rule(
     "tcb_statuses", Compare.ONE_OF, ("tcb_status",), "Intel's verdicts on the firmware",
     default=[TcbStatus.UP_TO_DATE.value],
-    # Whoever has the keys of a revoked level signs what he likes: no policy accepts it.
     choices=tuple(status.value for status in TcbStatus if status is not TcbStatus.REVOKED),
 )  # fmt: skip
+"""Keys of firmware that Intel has revoked may be known: no policy accepts it."""
 _ADVISORIES = Rule(
     "advisories", Compare.SUBSET, ("advisories",),
     "Intel's security advisories that are accepted, such as INTEL-SA-00615", default=[],

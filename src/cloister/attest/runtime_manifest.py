@@ -1,4 +1,4 @@
-"""What a trusted runtime was started with: written before anything else is read, then attested.
+"""What a trusted runtime was started with: attested before a caller sends or a broker releases.
 
     canonical JSON: keys sorted, no spaces, ASCII
 

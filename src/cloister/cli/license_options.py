@@ -31,6 +31,8 @@ from cloister.trusted.metered_session import MeteredResult
 TICKETS = "Tickets: outputs that are bought"
 RECEIPTS = "receipts"
 """The folder of receipts, in that of the meter."""
+RELEASED = "key released by entry {entry} of the broker's ledger, {digest}"
+"""What `cloister broker ledger --entry` can be asked for."""
 
 TicketFile = Annotated[
     Path | None,

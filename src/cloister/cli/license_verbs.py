@@ -115,7 +115,7 @@ Receipts = Annotated[
 ReceiptKey = Annotated[
     str | None,
     typer.Option(
-        "--receipt-key", metavar="HEX", help="The meter's public key, from the runtime's manifest."
+        "--receipt-key", metavar="HEX", help="The meter's public key, from the broker's ledger."
     ),
 ]
 Meter = Annotated[

@@ -22,7 +22,7 @@ from cloister.cli import hidden_end, options, plan_goals
 from cloister.cli.attester_options import SimulatedMachineKey
 from cloister.cli.console import emit_json, err, out, progress, table
 from cloister.cli.hidden_end import HiddenCost
-from cloister.cli.license_options import License
+from cloister.cli.license_options import RELEASED, License
 from cloister.cli.maker_options import PadMakers
 from cloister.cli.results import Answers, check_labels, read_labels
 from cloister.cli.trusted_options import OPERATOR, TrustedElsewhere
@@ -457,8 +457,7 @@ def run(
         if receipt is not None:
             out().print(f"receipt {receipt}", soft_wrap=True)
         if found.release is not None:
-            told = "key released by entry {entry} of the broker's ledger, {digest}"
-            out().print(told.format(**found.release), soft_wrap=True)
+            out().print(RELEASED.format(**found.release), soft_wrap=True)
 
 
 def _compute(

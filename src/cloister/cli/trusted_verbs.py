@@ -17,7 +17,8 @@ from cloister.bundle.bundle_keys import BundleKey, load_content_key, load_vendor
 from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.cli import hidden_end, options
 from cloister.cli.attester_options import SimulatedMachineKey, attester_of
-from cloister.cli.license_options import License
+from cloister.cli.console import note
+from cloister.cli.license_options import RELEASED, License
 from cloister.cli.serving import serve_until_interrupted
 from cloister.errors import InputError
 from cloister.trusted.engines.sandbox import hide_memory
@@ -180,7 +181,9 @@ def _served(
         client = bought.client(str(path), vendor=trust.vendor, key=key, machine=machine)
         if client is not None:
             stack.callback(client.close)
-            opens = client.release().bundle_key
+            released = client.release()
+            opens = released.bundle_key
+            note(RELEASED.format(entry=released.entry, digest=released.digest.hex()))
         elif key is not None:
             opens = BundleKey.derive(load_content_key(key), bundle_id=bundle_id)
         else:

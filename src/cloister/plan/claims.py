@@ -172,7 +172,7 @@ class Claims:
 
 USE, MEMORY, FILES = "the model and its use", "the trusted side's memory", "the pad store"
 MODULES, QUERIES, CODE = "weights in modules", "answers of modules", "code of modules"
-WEIGHTS, INPUTS = "weights", "inputs and results"
+WEIGHTS, INPUTS, MESSAGES = "weights", "inputs and results", "messages"
 THE_INPUT, FROM_SPLIT = "the input", "the input, from the split"
 
 SENT: Mapping[str, str] = {
@@ -395,7 +395,7 @@ def _network(worker: Sequence[Statement]) -> Iterator[Statement]:
         assumed = any(s.assumes for s in worker if s.verb is verb)
         assumes = "what is assumed of the worker" if assumed else ""
         if any(s.about != INPUTS for s in worker):
-            yield state(Role.NETWORK, verb, "messages", extent, text, assumes)
+            yield state(Role.NETWORK, verb, MESSAGES, extent, text, assumes)
 
 
 def _host(

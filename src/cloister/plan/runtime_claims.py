@@ -11,6 +11,7 @@ from dataclasses import replace
 from cloister.plan.claims import (
     FILES,
     MEMORY,
+    MESSAGES,
     MODULES,
     WEIGHTS,
     Claims,
@@ -31,9 +32,10 @@ _CHANNEL = (
     "code that does what it says"
 )
 _SEEN = (
-    "who calls when, and the sizes of plan, inputs and results; the rest is encrypted for the "
-    "appraised runtime"
+    "who calls when, and the sizes of plan, inputs and results; the rest of what caller and "
+    "machine say is encrypted for the appraised runtime"
 )
+_OPERATES = "what a worker {verb}: it chooses the workers, and carries their messages"
 
 
 def with_runtime(claims: Claims, *, platform: str, hardware_rooted: bool) -> Claims:
@@ -47,6 +49,8 @@ def with_runtime(claims: Claims, *, platform: str, hardware_rooted: bool) -> Cla
     for statement in claims.statements:
         if (statement.role, statement.about) == (Role.HOST, MEMORY):
             found.append(_memory(statement.verb, platform, modules, rooted=hardware_rooted))
+            if hardware_rooted:
+                found += _of_workers(claims, statement.verb)
         else:
             found += _changed(statement, hardware_rooted=hardware_rooted)
     found += [
@@ -72,6 +76,14 @@ def _changed(statement: Statement, *, hardware_rooted: bool) -> Iterator[Stateme
         yield state(Role.HOST, statement.verb, statement.about, Extent.BOUNDED, text, _HARDWARE)
     elif statement.about != FILES:  # no pads are stored
         yield statement
+
+
+def _of_workers(claims: Claims, verb: Verb) -> Iterator[Statement]:
+    """What the operator of the machine learns or can by its workers, if the plan has any."""
+    for statement in claims.of(Role.NETWORK, verb):
+        if statement.about == MESSAGES:
+            text = _OPERATES.format(verb=verb.value)
+            yield replace(statement, role=Role.HOST, text=text)
 
 
 def _memory(verb: Verb, platform: str, modules: bool, *, rooted: bool) -> Statement:

@@ -147,8 +147,14 @@ class Ticket:
                 f"quota {self.quota}: give 1 to {min(serials, MAX_QUOTA)}; the range has {serials} "
                 "serials, one for each output"
             )
-        if not 0 <= self.not_before < self.not_after <= MAX_TIME:
-            raise TicketError("not_before, not_after: no period before the year 10000")
+        for name, time in (("not_before", self.not_before), ("not_after", self.not_after)):
+            if not 0 <= time <= MAX_TIME:
+                raise TicketError(f"{name}: expected 0 to {MAX_TIME}, the year 9999; found {time}")
+        if self.not_after <= self.not_before:
+            raise TicketError(
+                f"not_after: expected a time behind not_before, {utc(self.not_before)}, found "
+                f"{utc(self.not_after)}; give a later one"
+            )
         if (self.outputs is OutputMode.TOP_K) != (self.top is not None):
             raise TicketError(f"top: belongs to outputs {OutputMode.TOP_K}, and to no others")
         if self.top is not None and not 1 <= self.top <= MAX_TOP:
