@@ -50,7 +50,7 @@ def test_what_must_be_refused_is_refused_for_its_reason(case, text):
 def test_debug_mode_is_refused_by_policy(case):
     section = dict(LENIENT.sections[verified(case).format])
     policy = Policy({verified(case).format: {**section, "insecure_allow_debug": False}})
-    with pytest.raises(AttestationError, match="debug: expected false, found True; the policy's"):
+    with pytest.raises(AttestationError, match="debug: expected false, found true; the policy's"):
         appraise(verified(case), policy, None)
 
 

@@ -139,7 +139,7 @@ def test_files_that_are_not_recognised_are_named(cloister, tmp_path):
         (("missing.bin",), "missing.bin: no such file"),
         ((QUOTE, "--collateral", "missing"), "collateral missing: no such file or folder"),
         ((QUOTE, "--now", "soon"), "--now soon: must be such as"),
-        ((QUOTE, "--now", "2025-06-19T12:00"), "has no time zone; add Z"),
+        ((QUOTE, "--now", "2025-06-19T12:00"), "has no time zone; write it such as"),
         ((QUOTE, "--report-data", "00"), "--report-data: goes with --policy"),
         ((QUOTE, "--manifest", QUOTE), "--manifest: goes with --policy"),
         ((QUOTE, "--policy", "missing.toml"), "missing.toml: no such file"),

@@ -159,6 +159,20 @@ def read_document(data: bytes, what: str, *, now: datetime) -> IntelDocument:
     return IntelDocument(fields, ends)
 
 
+def names_platform(data: bytes, quote: Quote, platform: PlatformTcb) -> bool:
+    """Whether a document says that it is of a platform; nothing of it is verified yet.
+
+    Raises   AttestationError
+    """
+    with parsing("document of Intel's: is damaged", kind=AttestationError):
+        fields = json.loads(data)
+        if "fmspc" not in fields:
+            return bool(fields["id"] == ("TD_QE" if quote.is_tdx else "QE"))
+        kind = fields.get("id", "SGX")
+        of_tee = kind == ("TDX" if quote.is_tdx else "SGX")
+        return of_tee and bytes.fromhex(fields["fmspc"]) == platform.fmspc
+
+
 def _time(text: str) -> datetime:
     if not text.endswith("Z"):
         raise ValueError(f"{text} is no time in UTC")
@@ -189,8 +203,8 @@ def _platform_level(quote: Quote, platform: PlatformTcb, info: Mapping[str, Any]
     kind, versions = ("TDX", (3,)) if quote.is_tdx else ("SGX", (2, 3))
     if info.get("id", "SGX") != kind or info["version"] not in versions:
         raise refused(
-            "TCB information: kind and version", expected=(kind, versions[-1]),
-            found=(info.get("id"), info["version"]), remedy="fetch that of this TEE",
+            "TCB information: kind and version", expected=f"{kind} {versions[-1]}",
+            found=f"{info.get('id')} {info['version']}", remedy="fetch that of this TEE",
         )  # fmt: skip
     require_equal(
         "TCB information: type", info.get("tcbType", 0), 0, remedy="this version does not know it"

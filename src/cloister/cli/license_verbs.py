@@ -115,7 +115,7 @@ Receipts = Annotated[
 ReceiptKey = Annotated[
     str | None,
     typer.Option(
-        "--receipt-key", metavar="HEX", help="The meter's public key, from the runtime's manifest."
+        "--receipt-key", metavar="HEX", help="The meter's public key, from the broker's ledger."
     ),
 ]
 Meter = Annotated[
@@ -175,6 +175,8 @@ def issue(
     )
     try:
         files.create(to, ticket.signed_by(private), private=True)
+    except FileExistsError:
+        raise InputError(f"{to}: exists already; choose another name") from None
     except OSError as error:
         raise InputError(f"{to}: {error.strerror or error}") from None
     if json:

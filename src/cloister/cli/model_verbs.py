@@ -427,10 +427,12 @@ def run(
             on_clip=on_clip,
             transcript=transcript,
         )
-    receipt = None
+    receipt = left = None
     if isinstance(result, MeteredResult):
         save = bought.save if appraiser is None else elsewhere.save
         receipt = save(result)
+        if found.meter is not None:
+            left = found.meter.ticket.left_after(result.receipt.receipt.behind)
     answers = Answers(planned, claims, result, found.read.names, found.origin, names, top)
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
@@ -444,6 +446,8 @@ def run(
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
     if json:
         written: dict[str, object] = {} if receipt is None else {"receipt": receipt}
+        if left is not None:
+            written["outputs_left"] = left
         if found.release is not None:
             written["release"] = found.release
         if started is not None:
@@ -456,6 +460,9 @@ def run(
             out().print(f"machine started as: {told}", soft_wrap=True)
         if receipt is not None:
             out().print(f"receipt {receipt}", soft_wrap=True)
+        if found.meter is not None and left is not None:
+            ticket = found.meter.ticket
+            out().print(f"ticket {ticket.license}: {left} of {ticket.quota} outputs are left")
         if found.release is not None:
             told = "key released by entry {entry} of the broker's ledger, {digest}"
             out().print(told.format(**found.release), soft_wrap=True)

@@ -148,9 +148,14 @@ class Ticket:
                 "serials, one for each output"
             )
         if not 0 <= self.not_before < self.not_after <= MAX_TIME:
-            raise TicketError("not_before, not_after: no period before the year 10000")
-        if (self.outputs is OutputMode.TOP_K) != (self.top is not None):
-            raise TicketError(f"top: belongs to outputs {OutputMode.TOP_K}, and to no others")
+            raise TicketError(
+                f"not_before {_bounded(self.not_before)}, not_after {_bounded(self.not_after)}: no "
+                "period; give an end behind the beginning, before the year 10000"
+            )
+        if self.outputs is OutputMode.TOP_K and self.top is None:
+            raise TicketError(f"outputs {OutputMode.TOP_K}: give top, the number of classes")
+        if self.outputs is not OutputMode.TOP_K and self.top is not None:
+            raise TicketError(f"top: goes with outputs {OutputMode.TOP_K} alone; leave it out")
         if self.top is not None and not 1 <= self.top <= MAX_TOP:
             raise TicketError(f"top {self.top}: give 1 to {MAX_TOP}")
 
@@ -248,6 +253,10 @@ class Ticket:
             reader.finish(ticket._written())
             return ticket
 
+    def left_after(self, serial: int) -> int:
+        """Outputs that may still be released when `serial` is the next one."""
+        return self.quota - (serial - self.first_serial)
+
     def require_bundle(self, bundle_id: bytes, *, vendor: bytes) -> None:
         """Refuse a bundle whose outputs the ticket does not buy.
 
@@ -310,6 +319,11 @@ def read_document(path: Path, kind: DocumentKind) -> bytes:
 def utc(seconds: int) -> str:
     """A time in messages."""
     return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def _bounded(seconds: int) -> str:
+    """A time in messages, which may be out of bounds."""
+    return utc(seconds) if 0 <= seconds <= MAX_TIME else str(seconds)
 
 
 def _rule(found: object) -> CounterRule:
