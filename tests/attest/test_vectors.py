@@ -54,6 +54,19 @@ def test_debug_mode_is_refused_by_policy(case):
         appraise(verified(case), policy, None)
 
 
+def test_of_documents_for_several_platforms_those_of_the_quotes_platform_are_taken():
+    cases = {case.kind: case for case in GENUINE if case.name in ("tdx, up to date", "sgx")}
+    given = Collateral.load([VECTORS / f"{kind}/{kind}_quote_collateral.json" for kind in cases])
+    for kind, case in cases.items():
+        found = verify(case.data, given, now=case.at)
+        assert found.claims["tcb_status"] == verified(case).claims["tcb_status"], kind
+    # Two of the same platform: neither is preferred.
+    two = Collateral.load([VECTORS / "tdx/tdx_quote_collateral.json",
+                           VECTORS / "tdx/sample_qeIdentity.json"])  # fmt: skip
+    with pytest.raises(AttestationError, match="identity of .*: several are given, and 2 of them"):
+        verify(cases["tdx"].data, two, now=cases["tdx"].at)
+
+
 def test_the_report_data_of_intels_sample():
     (case,) = [one for one in GENUINE if one.name == "sgx"]
     found = verified(case)

@@ -190,6 +190,12 @@ def test_this_machine_and_a_simulated_one(cloister, tmp_path):
     assert (ran.code, "--report-data: goes with --out" in ran.err) == (2, True)
 
 
+def test_a_tpm_that_is_not_there_is_not_listed(cloister, tmp_path):
+    ran = cloister("attest", "show", "--tpm", tmp_path / "none")
+    assert (ran.code, ran.out) == (2, "")
+    assert "no such device or socket" in ran.err
+
+
 def test_a_tpm_by_its_socket(cloister, tmp_path):
     asked = ("--out", tmp_path / "quote", "--report-data", bytes(range(64)).hex())
     with answering(tmp_path, recorded("evidence")) as tpm:
