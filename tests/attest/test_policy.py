@@ -301,7 +301,10 @@ def test_the_template_accepts_nothing_and_names_every_field():
         ({"sgx": {"mrenclave": [5]}}, "mrenclave: must be hexadecimal"),
         ({"sgx": {"mrenclave": [CODE], "min_isvsvn": -1}}, "min_isvsvn: -1: must be a whole"),
         ({"sgx": {"mrenclave": [CODE], "min_isvsvn": True}}, "min_isvsvn: True: must be"),
-        ({"sgx": {"mrenclave": [CODE], "insecure_allow_debug": 1}}, "_debug: 1: must be true or false"),
+        (
+            {"sgx": {"mrenclave": [CODE], "insecure_allow_debug": 1}},
+            "_debug: 1: must be true",
+        ),
         ({"sgx": {"mrenclave": [CODE], "report_data": "half"}}, "report_data: choose 'full'"),
         ({"sgx": {"mrenclave": [CODE], "insecure_allow_any_code": "yes"}}, "must be true or false"),
         ({"sgx": {"mrenclave": [CODE], "isvprodids": [True]}}, "neither a text nor a number"),

@@ -181,7 +181,7 @@ def test_of_several_chips_certificates_the_one_that_signed_is_taken(amd):
     given = Collateral(certificates=(others[0], vendor.vcek, others[1], vendor.ask))
     found = verify(vendor.report(), given, now=NOW)
     assert found.claims == verify(vendor.report(), vendor.collateral, now=NOW).claims
-    with pytest.raises(AttestationError, match="several SEV-VCEK certificates .* none is of the"):
+    with pytest.raises(AttestationError, match=r"several SEV-VCEK certificates .* none is of the"):
         verify(vendor.report(), Collateral(certificates=(*others, vendor.ask)), now=NOW)
 
 

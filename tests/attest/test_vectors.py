@@ -63,7 +63,7 @@ def test_of_documents_for_several_platforms_those_of_the_quotes_platform_are_tak
     # Two of the same platform: neither is preferred.
     two = Collateral.load([VECTORS / "tdx/tdx_quote_collateral.json",
                            VECTORS / "tdx/sample_qeIdentity.json"])  # fmt: skip
-    with pytest.raises(AttestationError, match="identity of .*: several are given, and 2 of them"):
+    with pytest.raises(AttestationError, match=r"identity of .*: several are given, and 2"):
         verify(cases["tdx"].data, two, now=cases["tdx"].at)
 
 

@@ -54,6 +54,7 @@ from cloister.plan.protection import (
 )
 from cloister.plan.split_choice import split_line
 from cloister.plan.split_report import SplitReport
+from cloister.plan.ticket_claims import with_ticket
 from cloister.planner.expected_gain import expected_gain
 from cloister.planner.plan_search import CostedPlan
 from cloister.planner.session_memory import session_memory
@@ -507,6 +508,8 @@ def _compute(
             running = MeteredSession(session, found.meter, rng=SystemRandom())
         result = running.run(found.read.arrays, progress=update)
         claims = session.claims(pinned=found.pinned)
+        if found.meter is not None:
+            claims = with_ticket(claims)
     if transcript is not None:
         result.transcript.save(transcript)
     return result, claims
