@@ -45,7 +45,7 @@ def facts(outcome: AttestedOutcome) -> list[tuple[str, str]]:
     same = int((outcome.answers == outcome.vendor_answers).sum())
     receipt = outcome.receipt
     return [
-        ("digits", f"{len(outcome.answers)}; {same} answers are those of the vendor's own model"),
+        ("digits", f"{len(outcome.answers)}, {same} answered as by the vendor"),
         ("code that answered", f"measurement {CODE[:16]}, as the policy asks"),
         ("hardware rooted", "yes" if outcome.appraisal["hardware_rooted"] else "no: played"),
         ("receipt", receipt_text(receipt)),
