@@ -70,6 +70,7 @@ class Amd:
     )
     leaf_options: dict = field(default_factory=dict)
     root_key: str = "ark"
+    leaf_key: str = "vcek"
     named: str = ""
     wrapped: bool = False
 
@@ -89,7 +90,7 @@ class Amd:
             octets = bytes([4, len(hwid)]) if self.wrapped else b""
             extensions.append((AMD + "4", octets + hwid))
         self.vcek = certificate(
-            self.leaf, ec_key("vcek"), ask, rsa_key("ask"), extensions=extensions,
+            self.leaf, ec_key(self.leaf_key), ask, rsa_key("ask"), extensions=extensions,
             **self.leaf_options,
         )  # fmt: skip
 

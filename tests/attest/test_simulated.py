@@ -43,7 +43,7 @@ def test_a_pinned_key_and_debug_mode():
     with pytest.raises(AttestationError, match="key: expected 0000"):
         appraise(found, Policy.of({"insecure-simulated": pinned}), DATA)
     debug = SimulatedMachine(CODE, debug=True).evidence(DATA, key=KEY)
-    with pytest.raises(AttestationError, match="debug: expected false, found True"):
+    with pytest.raises(AttestationError, match="debug: expected false, found true"):
         appraise(verify(debug, now=NOW), POLICY, DATA)
 
 

@@ -50,8 +50,21 @@ def test_what_must_be_refused_is_refused_for_its_reason(case, text):
 def test_debug_mode_is_refused_by_policy(case):
     section = dict(LENIENT.sections[verified(case).format])
     policy = Policy({verified(case).format: {**section, "insecure_allow_debug": False}})
-    with pytest.raises(AttestationError, match="debug: expected false, found True; the policy's"):
+    with pytest.raises(AttestationError, match="debug: expected false, found true; the policy's"):
         appraise(verified(case), policy, None)
+
+
+def test_of_documents_for_several_platforms_those_of_the_quotes_platform_are_taken():
+    cases = {case.kind: case for case in GENUINE if case.name in ("tdx, up to date", "sgx")}
+    given = Collateral.load([VECTORS / f"{kind}/{kind}_quote_collateral.json" for kind in cases])
+    for kind, case in cases.items():
+        found = verify(case.data, given, now=case.at)
+        assert found.claims["tcb_status"] == verified(case).claims["tcb_status"], kind
+    # Two of the same platform: neither is preferred.
+    two = Collateral.load([VECTORS / "tdx/tdx_quote_collateral.json",
+                           VECTORS / "tdx/sample_qeIdentity.json"])  # fmt: skip
+    with pytest.raises(AttestationError, match=r"identity of .*: several are given, and 2"):
+        verify(cases["tdx"].data, two, now=cases["tdx"].at)
 
 
 def test_the_report_data_of_intels_sample():

@@ -100,7 +100,7 @@ def test_keys_of_other_meters_and_licences_differ(tmp_path):
 
 
 @pytest.mark.parametrize(("machine", "text"), [
-    (replace(MACHINE, debug=True), "debug: expected false, found True"),
+    (replace(MACHINE, debug=True), "debug: expected false, found true"),
     (replace(MACHINE, measurement="cd" * 32), "measurement: expected abab"),
 ])  # fmt: skip
 def test_a_machine_that_the_policy_refuses_gets_nothing(vendor, machine, text):

@@ -17,6 +17,7 @@ from cloister.errors import (
     RollbackError,
 )
 from cloister.tickets.ticket_meter import TicketMeter
+from tickets.licences import ticket
 
 
 @pytest.fixture
@@ -114,15 +115,23 @@ def test_an_answer_that_was_lost_is_asked_for_again(vendor, monkeypatch):
 
 
 def test_the_id_of_a_meter_stays(tmp_path):
-    folder = tmp_path / "meter"
-    first = meter_id(folder, rng=SystemRandom())
-    assert meter_id(folder, rng=SystemRandom()) == first
-    assert meter_id(tmp_path / "other", rng=SystemRandom()) != first
+    folder, one = tmp_path / "meter", ticket()
+    first = meter_id(folder, one, rng=SystemRandom())
+    assert meter_id(folder, one, rng=SystemRandom()) == first
+    assert meter_id(tmp_path / "other", one, rng=SystemRandom()) != first
     assert len(first) == len(METER)
-    for text in ("", "xx", first.hex()[:-2], first.hex() + "00"):
-        (folder / ID_FILE).write_text(text)
+    text = (folder / ID_FILE).read_text()
+    for changed in ("", "xx", text[:-2], text + "00"):
+        (folder / ID_FILE).write_text(changed)
         with pytest.raises(InputError, match="is no id of a meter"):
-            meter_id(folder, rng=SystemRandom())
+            meter_id(folder, one, rng=SystemRandom())
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="file"):
-        meter_id(tmp_path / "file", rng=SystemRandom())
+        meter_id(tmp_path / "file", one, rng=SystemRandom())
+
+
+def test_the_folder_of_another_ticket_is_refused_and_stays(tmp_path):
+    first = meter_id(tmp_path, ticket(), rng=SystemRandom())
+    with pytest.raises(InputError, match=r"ticket beta is .*; give each ticket a folder"):
+        meter_id(tmp_path, ticket(license="beta"), rng=SystemRandom())
+    assert meter_id(tmp_path, ticket(), rng=SystemRandom()) == first

@@ -139,7 +139,7 @@ def test_files_that_are_not_recognised_are_named(cloister, tmp_path):
         (("missing.bin",), "missing.bin: no such file"),
         ((QUOTE, "--collateral", "missing"), "collateral missing: no such file or folder"),
         ((QUOTE, "--now", "soon"), "--now soon: must be such as"),
-        ((QUOTE, "--now", "2025-06-19T12:00"), "has no time zone; add Z"),
+        ((QUOTE, "--now", "2025-06-19T12:00"), "has no time zone; write it such as"),
         ((QUOTE, "--report-data", "00"), "--report-data: goes with --policy"),
         ((QUOTE, "--manifest", QUOTE), "--manifest: goes with --policy"),
         ((QUOTE, "--policy", "missing.toml"), "missing.toml: no such file"),
@@ -188,6 +188,12 @@ def test_this_machine_and_a_simulated_one(cloister, tmp_path):
     assert (ran.code, "is no Ed25519 key in PEM" in ran.err) == (2, True)
     ran = cloister("attest", "show", "--report-data", "00")
     assert (ran.code, "--report-data: goes with --out" in ran.err) == (2, True)
+
+
+def test_a_tpm_that_is_not_there_is_not_listed(cloister, tmp_path):
+    ran = cloister("attest", "show", "--tpm", tmp_path / "none")
+    assert (ran.code, ran.out) == (2, "")
+    assert "no such device or socket" in ran.err
 
 
 def test_a_tpm_by_its_socket(cloister, tmp_path):

@@ -78,6 +78,9 @@ def issue(cloister, name="acme.lic", *more):
     assert ran.code == 0, ran
 
 
+parsed = json.loads
+
+
 @contextmanager
 def serving(policy=None):
     if policy is not None:
@@ -90,13 +93,15 @@ def serving(policy=None):
             process.terminate()
 
 
-def run(url, *more, bundle=BUNDLE, code=0):
+def run(url, *more, bundle=BUNDLE, ticket=TICKET, code=0, json=True):
     """In a process of its own: it starts itself anew, and proves how."""
-    command = [*PROCESS, "run", *bundle, *TICKET, "--broker", url, *more]
+    command = [*PROCESS, "run", *bundle, *ticket, "--broker", url, *more]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == code, done
     assert "Traceback" not in done.stderr
-    return json.loads(done.stdout) if code == 0 else done.stderr.splitlines()[-1]
+    if code:
+        return done.stderr.splitlines()[-1]
+    return parsed(done.stdout) if json else done.stdout
 
 
 def releases(cloister):
@@ -118,6 +123,7 @@ def test_a_run_by_a_broker_gives_the_models_answers_and_is_in_the_ledger(cloiste
         assert Path(found["receipt"]).exists()
         kept = cloister("broker", "ledger", "broker", "--entry", found["release"]["digest"])
         assert kept.code == 0
+        assert found["outputs_left"] == 5
         # The quota is 15, and 10 inputs are asked for again.
         assert "5 of its 15 outputs are left, and 10 are asked for" in run(url, code=2)
     left = [path for path in folder.glob("**/*") if path.is_file()]
@@ -128,9 +134,23 @@ def test_a_run_by_a_broker_gives_the_models_answers_and_is_in_the_ledger(cloiste
     assert [path for path in left if key in path.read_bytes()]
 
 
+def test_the_folder_of_another_tickets_meter_is_refused_before_the_broker_counts_it(
+    cloister, folder
+):
+    issue(cloister, "other.lic", "--serials", "16-30")
+    with serving() as url:
+        told = run(url, bundle=("digits.bundle", "digits/0.png", *BUNDLE[2:]), code=0, json=False)
+        assert "ticket acme-7: 14 of 15 outputs are left" in told
+        other = (*TICKET[:1], "other.lic", *TICKET[2:])
+        assert "meter: is the meter of ticket " in run(url, ticket=other, code=2)
+        run(url, "--json", ticket=(*other[:3], "meter of other", *other[4:]))
+
+
 def test_a_revoked_licence_runs_no_more(cloister, folder):
     with serving() as url:
-        assert cloister("broker", "revoke", "broker", "acme-7").code == 0
+        ran = cloister("broker", "revoke", "broker", "acme-7")
+        assert ran.code == 0
+        assert "no key was released for licence acme-7 so far" in ran.err
         assert "licence acme-7: the vendor has revoked it" in run(url, code=2)
     assert releases(cloister)[1]["refusals"] == {"revoked": 1}
 

@@ -31,7 +31,7 @@ def test_four_attempts_are_refused_each_for_its_reason(outcome):
     reasons = {one.attempt: (one.by, one.reason) for one in outcome.refusals}
     assert len(reasons) == 4
     expected = {
-        "debug mode": ("broker", r"debug: expected false, found True"),
+        "debug mode": ("broker", r"debug: expected false, found true"),
         "another program": ("customer", r"measurement: expected c1c1.*, found 0e0e"),
         "replays": ("customer", r"answers another offer"),
         "one more": ("meter", r"quota|0 .* left"),

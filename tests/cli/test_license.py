@@ -113,8 +113,8 @@ def test_the_counter_of_a_tpm_is_named_with_its_value(cloister, customer):
         (("--outputs", "label", "--serials", "9-1", "--broker", BROKER), "serials 9 to 1: no"),
         (("--outputs", "label", "--serials", "9", "--broker", BROKER), "give two numbers"),
         (("--outputs", "label", "--serials", f"1-{'9' * 30}", "--broker", BROKER), "two numbers"),
-        (("--outputs", "top-k", "--quota", 5, "--broker", BROKER), "top: belongs to"),
-        (("--outputs", "label", "--top", 5, "--quota", 5, "--broker", BROKER), "top: belongs to"),
+        (("--outputs", "top-k", "--quota", 5, "--broker", BROKER), "outputs top-k: give top"),
+        (("--outputs", "label", "--top", 5, "--quota", 5, "--broker", BROKER), "top: goes with"),
         (("--outputs", "label", "--quota", 5, "--broker", "3f"), "--broker: has 1 bytes"),
         (("--outputs", "label", "--quota", 5, "--broker", "xyz"), "--broker: must be hexa"),
         (("--outputs", "label", "--quota", 5, "--tpm-counter", "3f" * 32), "a colon and its value"),
@@ -138,7 +138,7 @@ def test_a_ticket_that_could_not_be_used_is_not_issued(cloister, customer, more,
 def test_no_ticket_is_replaced(cloister, customer):
     assert found(cloister(*LOCAL, "--json"))
     before = Path("acme.lic").read_bytes()
-    assert "acme.lic: File exists" in refused(cloister(*LOCAL))
+    assert "acme.lic: exists already; choose another name" in refused(cloister(*LOCAL))
     assert Path("acme.lic").read_bytes() == before
 
 

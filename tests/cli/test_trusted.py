@@ -92,6 +92,18 @@ def test_a_machine_starts_without_environment_and_runs_models(
     assert "cannot be reached" in ran.err
 
 
+def test_a_machine_that_cannot_prove_itself_does_not_serve(played):
+    Path("empty.pem").write_text("")
+    for name, reason in (("missing.pem", "no such file"), ("empty.pem", "no Ed25519 key")):
+        command = [sys.executable, "-P", "-m", "cloister", "trusted", "serve", "--listen"]
+        done = subprocess.run(
+            [*command, "127.0.0.1:0", "--insecure-simulated", name], capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{name}: " in done.stderr
+        assert reason in done.stderr
+
+
 def test_a_machine_that_is_killed_ends_its_sessions_with_a_clear_error(played):
     feeds = nets.samples(nets.chain(), 2)
     with (

@@ -114,7 +114,7 @@ def refusals(played):
     strange = Played(played.folder.parent / "strange")
     debug, other = SimulatedMachine(MEASUREMENT, debug=True), SimulatedMachine("cd" * 48)
     return {
-        "debug mode": (SimulatedAttester(played.key, debug), "debug: expected false, found True"),
+        "debug mode": (SimulatedAttester(played.key, debug), "debug: expected false, found true"),
         "another measurement": (SimulatedAttester(played.key, other), "measurement: expected"),
         "another key": (strange.attester, "key: expected"),
     }

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from cloister.attest.check_tree import Check, refused, require_equal
+from cloister.attest.check_tree import Check, refused, require_equal, shown
 from cloister.attest.policy import (
     ANY_CODE,
     FIRST_32,
@@ -156,7 +156,7 @@ def _expected(rule: Rule, wanted: object) -> object:
     if rule.compare is Compare.BITS:
         return f"bits {wanted:#x}"
     least = rule.compare in (Compare.AT_LEAST, Compare.LEVELS)
-    return f"at least {wanted}" if least else wanted
+    return f"at least {shown(wanted)}" if least else wanted
 
 
 def _holds(compare: Compare, found: object, wanted: object) -> bool:

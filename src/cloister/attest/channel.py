@@ -243,7 +243,9 @@ class AttestedChannel:
         """Use the keys; whatever goes wrong meanwhile ends the conversation."""
         with self._lock:
             if self._ended:
-                raise ChannelClosedError(f"the conversation has ended: {self._ended}")
+                raise ChannelClosedError(
+                    f"the conversation has ended; begin a new one ({self._ended})"
+                )
             try:
                 # A copy of the process would seal another record under the same nonce.
                 if this_process() != self._process:

@@ -4,7 +4,7 @@ A verifier names the steps it will take before it takes them. So a step that an 
 being taken stands in the tree as not made, and never as passed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -99,7 +99,11 @@ def require_equal(field_name: str, found: object, expected: object, *, remedy: s
 
 
 def shown(value: object) -> str:
-    """A value for people: bytes in hexadecimal, lists with commas."""
+    """A value for people: bytes in hexadecimal, truth as in TOML, the choices of a list by "or"."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {shown(one)}" for name, one in value.items())
     if isinstance(value, bytes):
         return (
             value.hex() if len(value) <= MAX_SHOWN_BYTES else value[:MAX_SHOWN_BYTES].hex() + ".."

@@ -29,6 +29,7 @@ from cloister.attest.intel_tcb import (
     PlatformTcb,
     TcbLevel,
     evaluate,
+    names_platform,
     platform_tcb,
     read_document,
 )
@@ -215,9 +216,16 @@ def _tcb(
         read: dict[str, IntelDocument] = {}
         # A document that is there is judged, also where the other one is missing.
         for kind, what in _DOCUMENTS.items():
-            documents = collateral.documents.get(kind, ())
+            documents = dict.fromkeys(collateral.documents.get(kind, ()))
             if len(documents) > 1:
-                raise AttestationError(f"{what}: is given {len(documents)} times; give one")
+                # A folder may be for several platforms.
+                fitting = [one for one in documents if names_platform(one.data, quote, platform)]
+                if len(fitting) != 1:
+                    raise AttestationError(
+                        f"{what}: several are given, and {len(fitting)} of them are for this "
+                        "platform; give one for it"
+                    )
+                documents = dict.fromkeys(fitting)
             for document in documents:
                 with step.step(what) as part:
                     ends = _verify_document(document, what, collateral, now, part)

@@ -159,6 +159,20 @@ def read_document(data: bytes, what: str, *, now: datetime) -> IntelDocument:
     return IntelDocument(fields, ends)
 
 
+def names_platform(data: bytes, quote: Quote, platform: PlatformTcb) -> bool:
+    """Whether a document says that it is of a platform; nothing of it is verified yet.
+
+    Raises   AttestationError
+    """
+    with parsing("document of Intel's: is damaged", kind=AttestationError):
+        fields = json.loads(data)
+        if "fmspc" not in fields:
+            return bool(fields["id"] == ("TD_QE" if quote.is_tdx else "QE"))
+        kind = fields.get("id", "SGX")
+        of_tee = kind == ("TDX" if quote.is_tdx else "SGX")
+        return of_tee and bytes.fromhex(fields["fmspc"]) == platform.fmspc
+
+
 def _time(text: str) -> datetime:
     if not text.endswith("Z"):
         raise ValueError(f"{text} is no time in UTC")

@@ -222,6 +222,13 @@ ANY_KEY = "insecure_allow_any_key"
 REPORT_DATA = "report_data"
 COMMON: Mapping[str, object] = {ANY_CODE: False, UNKNOWN_REVOCATION: False, REPORT_DATA: FULL}
 """Fields of every section, with their defaults."""
+COMMON_HELP: Mapping[str, str] = {
+    ANY_CODE: "any program may run",
+    UNKNOWN_REVOCATION: "a key may be revoked where no list of revoked ones is given",
+    UNKNOWN_TCB: "firmware may be old where Intel's documents are missing",
+    ANY_KEY: "any key may sign, also that of a program which plays a TPM",
+    REPORT_DATA: f'or "{FIRST_32}", of platforms that keep half of it',
+}
 NO_LISTS = (Format.NITRO, Format.NVIDIA_GPU, Format.TPM, Format.SIMULATED)
 """Their vendors publish no list of revoked certificates that could be given."""
 RUNTIME = "runtime"
@@ -367,19 +374,20 @@ def _value(rule: Rule, value: object, what: str) -> object:
     where = f"{what}: {rule.name}"
     match rule.compare:
         case Compare.PERMITS | Compare.EQUAL:
-            fits = isinstance(value, bool)
+            fits, needed = isinstance(value, bool), "true or false"
         case Compare.AT_LEAST | Compare.AT_MOST | Compare.BITS:
-            fits = type(value) is int and value >= 0
+            fits, needed = type(value) is int and value >= 0, "a whole number, not negative"
         case Compare.LEVELS:
             if not isinstance(value, dict) or not value or set(value) - set(LEVELS):
                 raise InputError(f"{where}: must be a table of {', '.join(LEVELS)}")
             fits = all(type(level) is int and 0 <= level < 256 for level in value.values())
+            needed = "levels from 0 to 255"
         case Compare.ONE_OF | Compare.SUBSET:
             if not isinstance(value, list) or (not value and rule.compare is Compare.ONE_OF):
                 raise InputError(f"{where}: must be a list that is not empty")
             return [_item(rule, one, where) for one in value]
     if not fits:
-        raise InputError(f"{where}: {value!r} is not what it takes ({rule.compare.value})")
+        raise InputError(f"{where}: {value!r}: must be {needed}")
     return value
 
 
@@ -417,7 +425,7 @@ def template() -> str:
             mark = "" if rule.default is not None else "# "
             lines.append(f"{mark}{rule.name} = {_toml(rule)}  # {rule.help}")
         rest = [name for name in defaults if name not in {rule.name for rule in RULES[kind]}]
-        lines += [f"{name} = {_plain(defaults[name])}" for name in rest]
+        lines += [f"{name} = {_plain(defaults[name])}  # {_help(kind, name)}" for name in rest]
     lines += [
         "",
         f"[{RUNTIME}]  # the manifest of the program that answers, on every platform",
@@ -425,6 +433,12 @@ def template() -> str:
         "bound_at_launch = false  # true: the platform has to have been given its digest at launch",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _help(kind: Format, name: str) -> str:
+    if name == UNKNOWN_REVOCATION and kind in NO_LISTS:
+        return "false refuses all of it: no list of revoked keys can be given"
+    return COMMON_HELP[name]
 
 
 def _toml(rule: Rule) -> str:

@@ -191,12 +191,13 @@ def verify(
     """
     report = found.report
     check.expect(
-        "form", "product", "certificate chain", "revocation", "certificate fits the report",
-        "signature",
+        "form", "certificate", "product", "certificate chain", "revocation",
+        "certificate fits the report", "signature",
     )  # fmt: skip
     with check.step("form"):
         _require_form(report)
-    leaf, others = _leaf(report, [*found.certificates, *collateral.certificates])
+    with check.step("certificate"):
+        leaf, others = _leaf(report, [*found.certificates, *collateral.certificates])
     with check.step("product"):
         product = _product(report, leaf)
     with check.step("certificate chain") as step:
@@ -298,9 +299,24 @@ def _leaf(
             f"{WHAT}: no {kinds[signer]} certificate is given; fetch the one of this chip and TCB "
             "from AMD's key distribution service, and put it in --collateral"
         )
+    others = [one for one in given if one not in leaves]
     if len({fingerprint(one) for one in leaves}) > 1:
-        raise AttestationError(f"{WHAT}: several {kinds[signer]} certificates are given; give one")
-    return leaves[0], [one for one in given if one not in leaves]
+        # Those of several chips, or of one chip at several levels of its firmware.
+        leaves = [one for one in leaves if _has_signed(one, report)]
+    if not leaves:
+        raise AttestationError(
+            f"{WHAT}: several {kinds[signer]} certificates are given, and none is of the key that "
+            "signed it; give the one of this chip and TCB"
+        )
+    return leaves[0], others
+
+
+def _has_signed(leaf: x509.Certificate, report: Fields) -> bool:
+    try:
+        _verify_signature(report, leaf)
+    except AttestationError:
+        return False
+    return True
 
 
 def _common_name(certificate: x509.Certificate) -> str:

@@ -52,7 +52,7 @@ Manifest = Annotated[
     typer.Option(
         "--manifest",
         metavar="FILE",
-        help="The runtime's, which [runtime] of a policy asks for; compared with the launch.",
+        help="The runtime's, for the section runtime of a policy; compared with the launch too.",
     ),
 ]
 Now = Annotated[
@@ -166,7 +166,9 @@ def _bytes(text: str) -> bytes:
     return found
 
 
-@app.command(epilog="Example: cloister attest show --report-data 00ff --out evidence.bin")
+@app.command(
+    epilog="Example: cloister attest show --report-data $(openssl rand -hex 64) --out evidence.bin"
+)
 def show(
     report_data: ReportData = None,
     evidence: EvidenceOut = None,
@@ -178,6 +180,8 @@ def show(
 
     The first interface that is listed writes it. Without --report-data it binds 64 zeros.
     """
+    if tpm is not None and not tpm.exists():
+        raise InputError(f"--tpm {tpm}: no such device or socket")
     rng = SystemRandom()
     found = attesters(rng=rng, tpm=tpm)
     if insecure_simulated is not None:

@@ -22,7 +22,7 @@ from cloister.broker.ledger_verification import LedgerContents, read_ledger
 from cloister.broker.release_ledger import LicenseTerms, changing, record_terms
 from cloister.cli import options
 from cloister.cli.attest_verbs import CollateralPaths
-from cloister.cli.console import emit_json, err, out, table
+from cloister.cli.console import emit_json, err, note, out, table
 from cloister.cli.serving import serve_until_interrupted
 from cloister.errors import InputError, VerificationError
 from cloister.trusted.engines.sandbox import hide_memory
@@ -205,6 +205,9 @@ def _set_terms(
     with changing(folder / release_ledger.FILE) as change:
         terms = replace(_changed(change.terms(license_id), chips, meters), **more)
         record_terms(change, license_id, terms, time=_time())
+        released = change.chips(license_id) > 0
+    if not released:
+        note(f"no key was released for licence {license_id} so far; is its name spelt right?")
     return terms
 
 

@@ -126,7 +126,7 @@ class License:
             vendor=public,
             attester=attester_of(machine, rng=rng),
             manifest=manifest.to_bytes(),
-            meter=meter_id(self.meter, rng=rng),
+            meter=meter_id(self.meter, ticket, rng=rng),
             rng=rng,
         )
 

@@ -175,6 +175,8 @@ def issue(
     )
     try:
         files.create(to, ticket.signed_by(private), private=True)
+    except FileExistsError:
+        raise InputError(f"{to}: exists already; choose another name") from None
     except OSError as error:
         raise InputError(f"{to}: {error.strerror or error}") from None
     if json:

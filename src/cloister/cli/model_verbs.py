@@ -54,6 +54,7 @@ from cloister.plan.protection import (
 )
 from cloister.plan.split_choice import split_line
 from cloister.plan.split_report import SplitReport
+from cloister.plan.ticket_claims import with_ticket
 from cloister.planner.expected_gain import expected_gain
 from cloister.planner.plan_search import CostedPlan
 from cloister.planner.session_memory import session_memory
@@ -427,10 +428,12 @@ def run(
             on_clip=on_clip,
             transcript=transcript,
         )
-    receipt = None
+    receipt = left = None
     if isinstance(result, MeteredResult):
         save = bought.save if appraiser is None else elsewhere.save
         receipt = save(result)
+        if found.meter is not None:
+            left = found.meter.ticket.left_after(result.receipt.receipt.behind)
     answers = Answers(planned, claims, result, found.read.names, found.origin, names, top)
     if to is not None:
         # Results tell about inputs, and the worker may be another user of this machine.
@@ -444,6 +447,8 @@ def run(
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
     if json:
         written: dict[str, object] = {} if receipt is None else {"receipt": receipt}
+        if left is not None:
+            written["outputs_left"] = left
         if found.release is not None:
             written["release"] = found.release
         if started is not None:
@@ -456,6 +461,9 @@ def run(
             out().print(f"machine started as: {told}", soft_wrap=True)
         if receipt is not None:
             out().print(f"receipt {receipt}", soft_wrap=True)
+        if found.meter is not None and left is not None:
+            ticket = found.meter.ticket
+            out().print(f"ticket {ticket.license}: {left} of {ticket.quota} outputs are left")
         if found.release is not None:
             out().print(RELEASED.format(**found.release), soft_wrap=True)
 
@@ -499,6 +507,8 @@ def _compute(
             running = MeteredSession(session, found.meter, rng=SystemRandom())
         result = running.run(found.read.arrays, progress=update)
         claims = session.claims(pinned=found.pinned)
+        if found.meter is not None:
+            claims = with_ticket(claims)
     if transcript is not None:
         result.transcript.save(transcript)
     return result, claims

@@ -620,7 +620,7 @@ def read_time(option: str, text: str) -> datetime:
     with parsing(f"{option} {text}: must be such as 2026-01-31T12:00Z"):
         found = datetime.fromisoformat(text)
     if found.tzinfo is None:
-        raise InputError(f"{option} {text}: has no time zone; add Z")
+        raise InputError(f"{option} {text}: has no time zone; write it such as 2026-01-31T12:00Z")
     return found.astimezone(UTC)
 
 

@@ -14,11 +14,14 @@ SEEN = (
      "licence", "digits, answers"),
     ("broker", "evidence, ticket, and how many answers were spent", "digits, answers"),
     ("operator of the machine", "the sealed bundle, the open layers, the sizes and times of "
-     "messages", "hidden weights, the content key, digits, answers"),
+     "messages", "hidden weights, the content key, digits, answers: as long as hardware hides the "
+     "machine's memory, which a played machine lacks"),
     ("network", "the sizes and times of messages", "digits, answers, evidence"),
     ("customer", "the label of each digit, and a receipt", "hidden weights, scores"),
 )  # fmt: skip
 """Rows (party, saw, did not see)."""
+_OF_ALL = {"created": "the ledger", "terms": "of every licence"}
+"""What entries without such fields are about."""
 HONEST = (
     "The machines here are played: a program signs their evidence with a key in a file. Nothing "
     "of this run is rooted in hardware, and every report of it says so.",
@@ -97,11 +100,9 @@ def _page(outcome: AttestedOutcome) -> str:
 
 
 def _pictures(outcome: AttestedOutcome) -> str:
-    rows: list[tuple[str | bytes, ...]] = [
-        ("the customer's input", *(png(one) for one in stretched(outcome.images[:, 0]))),
-        ("label", *map(str, outcome.answers)),
-    ]
-    return table([""] * (len(outcome.answers) + 1), rows)
+    row: list[str | bytes] = ["the customer's input"]
+    row += [png(one) for one in stretched(outcome.images[:, 0])]
+    return table(("the answer", *map(str, outcome.answers)), [row])
 
 
 def _looked(outcome: AttestedOutcome) -> str:
@@ -129,7 +130,12 @@ def _fields(entry: Mapping[str, object]) -> str:
     shown = ("license", "bundle", "format", "measurement", "chip")
     inner = entry.get("fields")
     fields = inner if isinstance(inner, Mapping) else entry
-    return ", ".join(f"{name} {str(fields[name])[:16]}" for name in shown if name in fields)
+    told = [
+        f"{name} {str(fields[name])[: None if name == 'format' else 16]}"
+        for name in shown
+        if fields.get(name)
+    ]
+    return ", ".join(told) or _OF_ALL.get(str(entry.get("kind")), "")
 
 
 def _commands(outcome: AttestedOutcome) -> str:

@@ -13,6 +13,7 @@ from cloister.plan.claims import (
     MEMORY,
     MESSAGES,
     MODULES,
+    QUERIES,
     WEIGHTS,
     Claims,
     Extent,
@@ -38,11 +39,19 @@ _SEEN = (
 _OPERATES = "what a worker {verb}: it chooses the workers, and carries their messages"
 
 
-def with_runtime(claims: Claims, *, platform: str, hardware_rooted: bool) -> Claims:
+_ASKED = "ask as often as the ticket has outputs, about inputs of its choice"
+_ANSWERED = "what the outputs that the ticket releases tell of the hidden weights"
+_COUNTED = f"{_HARDWARE}; the ticket's counter never goes down"
+
+
+def with_runtime(
+    claims: Claims, *, platform: str, hardware_rooted: bool, metered: bool = False
+) -> Claims:
     """The claims of a plan, for a session that runs on an appraised machine.
 
     platform          the format of its evidence
     hardware_rooted   as the appraisal says
+    metered           a ticket buys the outputs
     """
     found: list[Statement] = []
     modules = any(one.about.startswith(MODULES) for one in claims.statements)
@@ -52,7 +61,7 @@ def with_runtime(claims: Claims, *, platform: str, hardware_rooted: bool) -> Cla
             if hardware_rooted:
                 found += _of_workers(claims, statement.verb)
         else:
-            found += _changed(statement, hardware_rooted=hardware_rooted)
+            found += _changed(statement, hardware_rooted=hardware_rooted, metered=metered)
     found += [
         state(Role.NETWORK, Verb.LEARNS, SESSION, Extent.BOUNDED, _SEEN, _CHANNEL),
         state(Role.NETWORK, Verb.CAN, SESSION, Extent.BOUNDED, "delay it, or cut it off"),
@@ -64,13 +73,16 @@ def with_runtime(claims: Claims, *, platform: str, hardware_rooted: bool) -> Cla
     )
 
 
-def _changed(statement: Statement, *, hardware_rooted: bool) -> Iterator[Statement]:
+def _changed(statement: Statement, *, hardware_rooted: bool, metered: bool) -> Iterator[Statement]:
     """A statement about the operator of the trusted side, or another one as it is."""
     if statement.role is not Role.HOST:
         yield statement
     elif statement.about == WEIGHTS and hardware_rooted:
         text = "those that its workers are sent, and the size of all"
         yield state(Role.HOST, statement.verb, WEIGHTS, Extent.BOUNDED, text, _HARDWARE)
+    elif statement.about.startswith(QUERIES) and hardware_rooted and metered:
+        text = _ASKED if statement.verb is Verb.CAN else _ANSWERED
+        yield state(Role.HOST, statement.verb, statement.about, Extent.BOUNDED, text, _COUNTED)
     elif statement.about.startswith(MODULES) and hardware_rooted:
         text = statement.text
         yield state(Role.HOST, statement.verb, statement.about, Extent.BOUNDED, text, _HARDWARE)

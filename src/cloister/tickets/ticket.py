@@ -155,8 +155,10 @@ class Ticket:
                 f"not_after: expected a time behind not_before, {utc(self.not_before)}, found "
                 f"{utc(self.not_after)}; give a later one"
             )
-        if (self.outputs is OutputMode.TOP_K) != (self.top is not None):
-            raise TicketError(f"top: belongs to outputs {OutputMode.TOP_K}, and to no others")
+        if self.outputs is OutputMode.TOP_K and self.top is None:
+            raise TicketError(f"outputs {OutputMode.TOP_K}: give top, the number of classes")
+        if self.outputs is not OutputMode.TOP_K and self.top is not None:
+            raise TicketError(f"top: goes with outputs {OutputMode.TOP_K} alone; leave it out")
         if self.top is not None and not 1 <= self.top <= MAX_TOP:
             raise TicketError(f"top {self.top}: give 1 to {MAX_TOP}")
 
@@ -254,6 +256,10 @@ class Ticket:
             reader.finish(ticket._written())
             return ticket
 
+    def left_after(self, serial: int) -> int:
+        """Outputs that may still be released when `serial` is the next one."""
+        return self.quota - (serial - self.first_serial)
+
     def require_bundle(self, bundle_id: bytes, *, vendor: bytes) -> None:
         """Refuse a bundle whose outputs the ticket does not buy.
 
@@ -316,6 +322,11 @@ def read_document(path: Path, kind: DocumentKind) -> bytes:
 def utc(seconds: int) -> str:
     """A time in messages."""
     return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def _bounded(seconds: int) -> str:
+    """A time in messages, which may be out of bounds."""
+    return utc(seconds) if 0 <= seconds <= MAX_TIME else str(seconds)
 
 
 def _rule(found: object) -> CounterRule:

@@ -31,6 +31,7 @@ from cloister.graph.graph import Graph
 from cloister.plan.claims import Claims
 from cloister.plan.plan import Plan
 from cloister.plan.runtime_claims import with_runtime
+from cloister.plan.ticket_claims import with_ticket
 from cloister.tickets.output_release import commitment
 from cloister.tickets.receipt import Receipt
 from cloister.trusted.metered_session import MeteredResult
@@ -144,10 +145,12 @@ class RemoteSession:
 
     def claims(self, claims: Claims) -> Claims:
         """The claims of the plan, with what the operator of the machine learns."""
+        bought = bool(self.manifest.license)
         return with_runtime(
-            claims,
+            with_ticket(claims) if bought else claims,
             platform=self.appraisal.evidence.format.value,
             hardware_rooted=self.appraisal.hardware_rooted,
+            metered=bought,
         )
 
     def close(self) -> None:

@@ -200,7 +200,7 @@ def test_debug_of_sgx(td):
     policy = intel_policy(tdx=False)
     assert appraise(quote(td, tdx=False), policy, DATA)
     refuses("debug: expected false", quote(td, (48, b"\7"), tdx=False), policy)
-    refuses("initialised: expected True", quote(td, (48, b"\4"), tdx=False), policy)
+    refuses("initialised: expected true", quote(td, (48, b"\4"), tdx=False), policy)
 
 
 def test_a_launch_for_another_manifest(amd, td):
