@@ -46,7 +46,9 @@ class DatabaseKind:
             if (found, tables) == ((0, 0), 0):
                 sqlite.mark(database, self.application_id, self.version)
                 database.execute(self.schema)
-            elif found != (self.application_id, self.version):
+            elif found != (self.application_id, self.version) or not sqlite.has_schema(
+                database, self.schema
+            ):
                 raise self.error(
                     f"{self.what} {path}: is none that this version reads; give another file"
                 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from cloister.base.reading import parsing
 from cloister.broker.ledger_entry import GENESIS, EntryKind, LedgerEntry, read_entry
-from cloister.broker.release_ledger import Refused, reading
+from cloister.broker.release_ledger import RefusedRequest, reading
 from cloister.errors import EncryptionError
 
 
@@ -25,7 +25,7 @@ class LedgerContents:
     entries: tuple[LedgerEntry, ...]
     counters: Mapping[tuple[str, str], int]
     refusals: Mapping[str, int]
-    last_refusals: tuple[Refused, ...]
+    last_refusals: tuple[RefusedRequest, ...]
 
     @property
     def head(self) -> LedgerEntry:
@@ -46,7 +46,7 @@ def read_ledger(path: Path) -> LedgerContents:
             entries,
             {(bytes(one).hex(), bytes(meter).hex()): count for one, meter, count in counters},
             dict(connection.execute("SELECT kind, count FROM refusals ORDER BY kind").fetchall()),
-            tuple(Refused(*row) for row in last),
+            tuple(RefusedRequest(*row) for row in last),
         )
 
 

@@ -7,7 +7,7 @@ broker write more often by asking more often. A broker that is killed forgets th
 import threading
 from collections import Counter
 
-from cloister.broker.release_ledger import KEPT_REFUSALS, Refused, ReleaseLedger
+from cloister.broker.release_ledger import KEPT_REFUSALS, RefusedRequest, ReleaseLedger
 from cloister.broker.release_rules import RefusalKind
 from cloister.errors import EncryptionError, printable
 
@@ -21,12 +21,12 @@ class RefusalLog:
     def __init__(self, ledger: ReleaseLedger) -> None:
         self._ledger, self._lock = ledger, threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._last: dict[str, list[Refused]] = {}
+        self._last: dict[str, list[RefusedRequest]] = {}
         self._timer: threading.Timer | None = None
 
     def add(self, kind: RefusalKind, reason: str, *, time: int) -> None:
         """Count a refusal."""
-        one = Refused(kind.value, time, printable(reason, most=MAX_REASON_CHARS))
+        one = RefusedRequest(kind.value, time, printable(reason, most=MAX_REASON_CHARS))
         with self._lock:
             self._counts[one.kind] += 1
             kept = self._last.setdefault(one.kind, [])

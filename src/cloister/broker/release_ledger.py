@@ -75,7 +75,7 @@ class LeasedCounter:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedRequest:
     """One request that was refused."""
 
     kind: str
@@ -175,7 +175,7 @@ class LedgerChange:
         self._run("DELETE FROM recent WHERE license = ? AND time <= ?", license_id, time)
         return self._count("SELECT count(*) FROM recent WHERE license = ?", license_id)
 
-    def count_refusals(self, counts: Mapping[str, int], last: list[Refused]) -> None:
+    def count_refusals(self, counts: Mapping[str, int], last: list[RefusedRequest]) -> None:
         """Add refusals, and keep the last ones of each kind with their reasons."""
         for kind, count in counts.items():
             self._run(
@@ -334,6 +334,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         stack.callback(connection.close)
         if sqlite.marks(connection) != (APPLICATION_ID, FORMAT):
             raise EncryptionError(f"{path}: is not the ledger of a broker of this version")
+        if not sqlite.has_schema(connection, _SCHEMA):
+            raise EncryptionError(f"{path}: has other tables than a ledger; restore the folder")
         connection.execute("PRAGMA journal_mode = WAL")
         stack.pop_all()
     return connection

@@ -115,7 +115,9 @@ Receipts = Annotated[
 ReceiptKey = Annotated[
     str | None,
     typer.Option(
-        "--receipt-key", metavar="HEX", help="The meter's public key, from the runtime's manifest."
+        "--receipt-key",
+        metavar="HEX",
+        help="The meter's public key, as the broker's ledger names it.",
     ),
 ]
 Meter = Annotated[

@@ -149,6 +149,11 @@ class Ticket:
             )
         if not 0 <= self.not_before < self.not_after <= MAX_TIME:
             raise TicketError("not_before, not_after: no period before the year 10000")
+        if self.counter.start + self.quota > MAX_SERIAL:
+            raise TicketError(
+                f"counter {self.counter.kind}: start {self.counter.start} leaves no room for "
+                f"{self.quota} outputs below {MAX_SERIAL}"
+            )
         if (self.outputs is OutputMode.TOP_K) != (self.top is not None):
             raise TicketError(f"top: belongs to outputs {OutputMode.TOP_K}, and to no others")
         if self.top is not None and not 1 <= self.top <= MAX_TOP:
