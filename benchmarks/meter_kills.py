@@ -2,10 +2,12 @@
 
 One or two processes open the meter of a ticket and release outputs, a few at a time, without end.
 Each notes an output when it is released, not before. They are killed after a random time, or at a
-random line of the code that spends, and the meter is opened again. Where the quota is used up, the
-next ticket begins with a new meter.
+random line of the code that spends, and the meter is opened again: first with the ledger from
+before, which has to give no output back. Where the quota is used up, the next ticket begins with a
+new meter.
 """
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -148,10 +150,14 @@ class Found:
     outputs_without_an_entry: int = 0
     serials_released_twice: int = 0
     times_a_meter_did_not_open: int = 0
+    old_ledgers_tried: int = 0
+    old_ledgers_that_gave_outputs_back: int = 0
 
     def strike(self, place: Place, log: int, draw: random.Random) -> int:
         """Kill one or two processes at once, then open the meter; outputs that are left."""
-        children = []
+        ledger, old, children = place.folder / "meter" / LEDGER, b"", []
+        if ledger.exists():
+            old = ledger.read_bytes()
         for _ in range(draw.choice((1, 1, 2))):
             line = draw.choice((None, draw.randint(1, LINES)))
             children.append(killed(lambda: place.release(log), at_line=line))
@@ -164,7 +170,10 @@ class Found:
             self.kills += code == -signal.SIGKILL
             self.ended_before_the_kill += code == 0
             self.failed += code == 1
-        self.within_a_commit += (place.folder / "meter" / f"{LEDGER}-journal").exists()
+        journal = ledger.with_name(f"{LEDGER}-journal")
+        self.within_a_commit += journal.exists()
+        if old and not journal.exists():
+            self.put_back(place, ledger, old)
         try:
             before = place.counter.read()
             left = place.meter().left()
@@ -175,12 +184,26 @@ class Found:
         self.between_ledger_and_counter += place.counter.read() > before
         return left
 
+    def put_back(self, place: Place, ledger: Path, old: bytes) -> None:
+        """Open the meter with an old ledger; the new one is there again afterwards."""
+        new, serials = ledger.read_bytes(), (place.folder / "log").read_text().split()
+        ledger.write_bytes(old)
+        self.old_ledgers_tried += old != new
+        try:
+            left = place.meter().left()
+        except CloisterError:
+            left = 0
+        unsold = place.ticket.last_serial - max(map(int, serials), default=0)
+        self.old_ledgers_that_gave_outputs_back += left > unsold
+        ledger.write_bytes(new)
+
     def settle(self, place: Place, log: Path) -> None:
         """Compare what a ticket's customers got with what was spent."""
         serials = Counter(map(int, log.read_text().split()))
         entries: set[int] = set()
-        for one in place.meter().receipts():
-            entries.update(one.receipt.serials)
+        with contextlib.suppress(CloisterError):
+            for one in place.meter().receipts():
+                entries.update(one.receipt.serials)
         self.tickets += 1
         self.outputs_released += serials.total()
         self.outputs_spent += len(entries)
@@ -211,7 +234,7 @@ def measure(
 
 FAULTS = (
     "outputs_beyond_a_quota", "outputs_without_an_entry", "serials_released_twice",
-    "times_a_meter_did_not_open", "failed",
+    "times_a_meter_did_not_open", "old_ledgers_that_gave_outputs_back", "failed",
 )  # fmt: skip
 
 

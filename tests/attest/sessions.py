@@ -45,10 +45,10 @@ def prover(direction=Direction.CALLEE, *, attester=None, manifest=MANIFEST, rng=
     return Prover(attester or PlayedAttester(), manifest, direction=direction, rng=rng, **options)
 
 
-def channels(direction=Direction.CALLEE, **options):
+def channels(direction=Direction.CALLEE, *, manifest=MANIFEST, **options):
     """The verifier's and the prover's end of a conversation."""
     asks = verifier(direction, **options)
-    answer, proves = prover(direction).answer(asks.offer())
+    answer, proves = prover(direction, manifest=manifest).answer(asks.offer())
     judges = asks.accept(answer)
     proves.confirm(judges.confirmation)
     return judges, proves

@@ -223,6 +223,19 @@ def test_floor(tmp_path):
         assert row["floor_ms"] == max(row["bytes_ms"], row["instructions_ms"]) > 0
 
 
+@pytest.mark.parametrize("target", ["evidence", "bundles", "tickets", "handshake", "broker"])
+def test_fuzz_attested(target, tmp_path):
+    given = ("--target", target, "--minutes", 0.001, "--seed", 7, "--keep", tmp_path)
+    found = measured("fuzz_attested", *given)
+    assert found["findings"] == 0
+    assert found["cases"] == sum(row["cases"] for row in found["kinds"]) == 100
+    assert found["target"] == target
+
+
+def test_fuzz_attested_refuses_other_targets():
+    assert "choose evidence, bundles" in run("fuzz_attested", "--target", "x", code=1).stderr
+
+
 def test_fuzz_loaders(tmp_path):
     found = measured("fuzz_loaders", "--minutes", 0.001, "--keep", tmp_path)
     assert found["files"] > 0

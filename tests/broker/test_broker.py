@@ -9,8 +9,11 @@ import pytest
 
 from broker.brokers import BEGIN, CHIP, CODE, MACHINE, METER, SetTime, Vendor, manifest_for
 from bundle.bundles import FOREIGN_SIGNER, KEY, SIGNER, VENDOR
+from cloister.attest.attested_client import AttestedClient
 from cloister.attest.sealed_messages import as_tensor
+from cloister.broker.broker import UNLICENSED_CALLS
 from cloister.broker.lease_counter import LeaseCounter
+from cloister.broker.licensed_sessions import LicensedSessions
 from cloister.broker.release_ledger import LicenseTerms, changing, record_terms
 from cloister.broker.release_rules import RELEASES_AN_HOUR
 from cloister.bundle.bundle_keys import BundleKey
@@ -18,6 +21,7 @@ from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.errors import (
     AttestationError,
     BrokerUnavailable,
+    ChannelClosedError,
     CloisterError,
     CounterError,
     EncryptionError,
@@ -364,6 +368,46 @@ def test_a_clock_that_was_put_back_is_refused(vendor):
     with pytest.raises(InputError, match="set the clock right"):
         release(vendor)
     assert len(vendor.releases()) == 1
+
+
+def test_no_licence_takes_all_sessions(vendor):
+    with vendor.opened() as broker:
+        broker.sessions = LicensedSessions(2)
+        with broker_serving(broker) as service, contextlib.ExitStack() as held:
+            mine, *theirs = [
+                held.enter_context(vendor.client(service.url, vendor.ticket(license=name)))
+                for name in ("other", "clinic", "clinic", "clinic")
+            ]
+            for client in (mine, *theirs):
+                client.release()
+            ended = [client._licensed.conversation for client in (mine, *theirs)]
+            with pytest.raises(ChannelClosedError):
+                ended[1].call("counter_read")
+            for conversation in (ended[0], *ended[2:]):
+                conversation.call("counter_read")
+            # It goes on in another session.
+            assert LeaseCounter(theirs[0]).read() == 0
+            assert len(broker.sessions._live["clinic"]) == 2
+        assert dict(broker.sessions._live) == {}
+
+
+def test_a_session_without_a_licence_ends(vendor):
+    with vendor.serving() as service, vendor.client(service.url) as client:
+        client.release()
+        conversation = client._licensed.conversation
+        for _ in range(2 * UNLICENSED_CALLS):
+            conversation.call("counter_read")
+    with vendor.serving() as service:
+        opened = AttestedClient(
+            service.url, start=vendor.client(service.url)._prover,
+            certificate=vendor.certificate, retry_for_s=0.0,
+        )  # fmt: skip
+        with opened:
+            for _ in range(UNLICENSED_CALLS):
+                with pytest.raises(ReleaseError, match="ask for its release first"):
+                    opened.call("counter_read")
+            with pytest.raises(ChannelClosedError):
+                opened.call("counter_read")
 
 
 # ---- leased counters

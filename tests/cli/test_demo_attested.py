@@ -50,12 +50,14 @@ def test_the_ledger_names_who_got_the_key(outcome):
 
 
 def test_secrets_are_found_where_they_belong_alone(outcome):
-    *elsewhere, customer, vendor = outcome.looked
+    *elsewhere, broker, customer, vendor = outcome.looked
+    assert [one.place for one in elsewhere][-1] == "files of the operator"
+    assert {name for name, count in broker.found.items() if count} == {"the bundle's key"}
     for place in elsewhere:
         assert place.nbytes > 1000
         assert set(place.found.values()) == {0}, place
     assert customer.found["digits"] > 10 and customer.found["hidden weights"] == 0
-    assert customer.found["content key"] == 0
+    assert customer.found["content key"] == customer.found["the bundle's key"] == 0
     assert vendor.found["content key"] == 1 and vendor.found["hidden weights"] > 1000
 
 

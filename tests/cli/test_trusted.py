@@ -74,6 +74,10 @@ def test_a_machine_starts_without_environment_and_runs_models(
         ran = cloister("run", model_file, *pictures, *calibrated, *where)
         assert values(ran) == values(plain)
         report = json.loads(ran.out)["report"]
+        assert "--insecure-simulated" in json.loads(ran.out)["manifest"]["arguments"]
+        shown = cloister("run", model_file, *pictures, "--calibration", pictures[0].parent, *where)
+        assert "machine started as: " in shown.out
+        assert f"trusted serve --insecure-simulated {played.key}" in shown.out.replace("\n", " ")
         assert report["hardware_rooted"] is False
         assert report["appraisal"]["manifest"] == lines[2].split()[-1]
         # The manifest can be pinned, and a change of the arguments makes another one.

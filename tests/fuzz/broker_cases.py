@@ -17,9 +17,8 @@ from unittest.mock import patch
 import numpy as np
 
 from attest.sessions import channels, prover, verifier
-from broker.brokers import METER, Vendor
+from broker.brokers import METER, Vendor, manifest_for
 from bundle.bundles import FOREIGN_SIGNER, SIGNER, VENDOR
-from cloister.attest import attested_conversation
 from cloister.attest.attested_client import AttestedClient
 from cloister.attest.attested_service import ANSWER, ATTEST, OFFER, RECORD
 from cloister.attest.clock import Clock
@@ -36,7 +35,6 @@ from cloister.tickets.ticket import MAX_SERIAL, Ticket
 from cloister.wire.https.bodies import Body, decode, encode
 from fuzz.bounds import FindingError
 from fuzz.case import Case, Maker
-from fuzz.handshake_cases import fault
 from fuzz.mutate import ODD_VALUES, mutated_bytes
 from fuzz.structures import pick
 from fuzz.ticket_cases import resigned
@@ -53,7 +51,6 @@ def broker(folder: Path) -> Iterator[Maker]:
     with (
         attacked.vendor.opened() as opened,
         closing(broker_service.serve(opened, listen="127.0.0.1:0", rng=attacked.rng)) as service,
-        patch.object(attested_conversation._log, "warning", fault),
     ):  # fmt: skip
         attacked.broker, attacked.service = opened, service
         kinds = (
@@ -84,7 +81,7 @@ class _Attacked:
 
     def _ledger_with_entries(self) -> Path:
         with self.vendor.opened() as opened:
-            operations = _operations(opened)
+            operations = _operations(opened, self._good)
             data = self._good.signed_by(SIGNER)
             operations["release"].handle(Body({"meter": METER.hex()}, (as_tensor(data),)))
         kept = self.folder / "kept"
@@ -95,9 +92,9 @@ class _Attacked:
         """A licence of its own: the broker bounds the releases of each."""
         return replace(self._good, **{"license": f"l{next(self._numbers)}"} | changes)
 
-    def _released(self, data: bytes, meter: object, *, signed: bool) -> None:
+    def _released(self, data: bytes, asked: Ticket, meter: object, *, signed: bool) -> None:
         body = Body({"meter": meter}, (as_tensor(data),))
-        answer = _operations(self.broker)["release"].handle(body)
+        answer = _operations(self.broker, asked)["release"].handle(body)
         if not signed:
             raise FindingError("released", "for a ticket that the vendor did not sign")
         path = self.vendor.broker / "releases.sqlite"
@@ -109,24 +106,27 @@ class _Attacked:
     # ---- runtimes that were accepted
 
     def ticket(self, rng) -> Made:
-        good = self._fresh().signed_by(SIGNER)
+        asked = self._fresh()
+        good = asked.signed_by(SIGNER)
         foreign = self._fresh(vendor=FOREIGN_SIGNER.public_key().public_bytes_raw())
         data = pick(rng, (
             lambda: mutated_bytes(good, rng), lambda: rng.bytes(300),
             lambda: foreign.signed_by(FOREIGN_SIGNER),
         ))()  # fmt: skip
-        return data, lambda: self._released(data, METER.hex(), signed=data == good)
+        return data, lambda: self._released(data, asked, METER.hex(), signed=data == good)
 
     def signed_ticket(self, rng) -> Made:
-        data = resigned(self._fresh().signed_by(SIGNER), ticket_file.KIND, rng)
-        return data, lambda: self._released(data, METER.hex(), signed=True)
+        asked = self._fresh()
+        data = resigned(asked.signed_by(SIGNER), ticket_file.KIND, rng)
+        return data, lambda: self._released(data, asked, METER.hex(), signed=True)
 
     def fields(self, rng) -> Made:
         """A good ticket in a call of odd fields."""
-        good = self._fresh().signed_by(SIGNER)
+        asked = self._fresh()
+        good = asked.signed_by(SIGNER)
         near = (METER.hex().upper(), METER.hex() + " ", rng.bytes(16).hex())
         meter = pick(rng, (*ODD_VALUES, *near))
-        return good, lambda: self._released(good, meter, signed=True)
+        return good, lambda: self._released(good, asked, meter, signed=True)
 
     def counter(self, rng) -> Made:
         """A released licence whose counter is moved to odd places: never beyond the quota."""
@@ -138,7 +138,7 @@ class _Attacked:
         ]
 
         def run() -> None:
-            operations = _operations(self.broker)
+            operations = _operations(self.broker, good)
             data = as_tensor(good.signed_by(SIGNER))
             operations["release"].handle(Body({"meter": METER.hex()}, (data,)))
             for fields in moves:
@@ -159,7 +159,11 @@ class _Attacked:
         given = tuple(pick(rng, tensors) for _ in range(int(rng.integers(0, 3))))
         operation = pick(rng, OPERATIONS)
         body = Body(fields, given)
-        return repr(body)[:2000].encode(), lambda: _operations(self.broker)[operation].handle(body)
+
+        def run() -> None:
+            _operations(self.broker, self._good)[operation].handle(body)
+
+        return repr(body)[:2000].encode(), run
 
     # ---- strangers
 
@@ -216,7 +220,7 @@ class _Attacked:
             change(place)
             with closing(Broker(place, clock=Clock(self.vendor.time))) as opened:
                 data = as_tensor(self._good.signed_by(SIGNER))
-                operations = _operations(opened)
+                operations = _operations(opened, self._good)
                 operations["release"].handle(Body({"meter": METER.hex()}, (data,)))
                 operations["counter_read"].handle(Body())
             read_ledger(place / "releases.sqlite")
@@ -254,8 +258,9 @@ class _Attacked:
         return repr(answer)[:2000].encode(), run
 
 
-def _operations(opened: Broker):
-    judges, _ = channels(Direction.CALLER)
+def _operations(opened: Broker, ticket: Ticket):
+    """What a runtime may ask for that was started for a ticket."""
+    judges, _ = channels(Direction.CALLER, manifest=manifest_for(ticket).to_bytes())
     return broker_service._operations(opened, judges)
 
 

@@ -6,6 +6,7 @@ code behind the signatures is reached, too.
 """
 
 import json
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -28,6 +29,8 @@ from cloister.attest.collateral import Collateral
 from cloister.attest.intel_quote import SGX_BODY, parse
 from cloister.attest.policy import Policy, template
 from cloister.attest.simulated import SimulatedMachine
+from cloister.attest.tpm import TpmEvidence
+from cloister.attest.tpm_structures import TpmKey
 from cloister.attest.verify import verify
 from fuzz.bounds import FindingError
 from fuzz.case import Case, Maker
@@ -48,10 +51,11 @@ UNSIGNED = {
 }  # fmt: skip
 """Claims of what was given beside the signed part, and of lists of signed parts."""
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-INTEL = [case for case in GENUINE if case.kind in ("tdx", "sgx") and case.signed != (0, 0)]
+INTEL = [case for case in GENUINE if case.kind in ("tdx", "sgx") and case.form == "bare"]
 NITRO = [case for case in GENUINE if case.kind == "nitro"]
 DOCUMENTS = [case for case in GENUINE if case.evidence.endswith(".json")]
 GPU = [case for case in GENUINE if case.evidence.startswith("gpu/hopper")]
+TPM = [Genuine(path.stem, f"tpm/{path.name}", "tpm") for path in sorted(VECTORS.glob("tpm/*.bin"))]
 FILES = sorted(path for path in VECTORS.rglob("*") if path.is_file() and path.suffix != ".md")
 
 
@@ -59,6 +63,7 @@ FILES = sorted(path for path in VECTORS.rglob("*") if path.is_file() and path.su
 def evidence(folder: Path) -> Iterator[Maker]:
     """Cases; files are written into a folder."""
     genuine = {_claimed(verify(one.data, one.given(), now=one.at)) for one in GENUINE}
+    genuine |= {_claimed(verify(one.data, now=one.at)) for one in TPM}
     (gpus,) = [one for one in DOCUMENTS if one.kind == "nvidia-gpu"]
     genuine |= {
         _claimed(verify(json.dumps([report]).encode(), now=gpus.at))
@@ -66,7 +71,7 @@ def evidence(folder: Path) -> Iterator[Maker]:
     }
     kinds = (
         _bytes, _spliced, _lengths, _quote, _quote, _nitro, _nitro, _json, _gpu, _forged, _table,
-        _signed_by_the_player, _bulk, _collateral, _collateral, _event_log, _policy,
+        _tpm, _signed_by_the_player, _bulk, _collateral, _collateral, _event_log, _policy,
     )  # fmt: skip
 
     def case(rng: np.random.Generator) -> Case:
@@ -96,6 +101,7 @@ def signatures_hold() -> Iterator[None]:
         for module in (intel, nitro, nvidia_gpu, sev_snp):
             stack.enter_context(patch.object(module, "verify_ecdsa", accept))
         stack.enter_context(patch.object(certificates, "_verify_issued", accept))
+        stack.enter_context(patch.object(TpmKey, "verify", accept))
         yield
 
 
@@ -108,7 +114,8 @@ def _judged(data: bytes, given: Collateral, one: Genuine) -> Made:
     def run() -> object:
         found = verify(data, given, now=one.at, check=Check("fuzzed"))
         json.dumps(found.to_json())
-        json.dumps(appraise(found, LENIENT, found.report_data).to_json())
+        if found.format in LENIENT.sections:
+            json.dumps(appraise(found, LENIENT, found.report_data).to_json())
         return found
 
     return data, run
@@ -295,6 +302,26 @@ def _table(rng, _holds, _folder) -> Made:
     return _judged(one.data + table, pick(rng, (Collateral(), one.given())), one)
 
 
+def _tpm(rng, _holds, _folder) -> Made:
+    """A field of a quote damaged, of another quote, or with an odd length inside."""
+    one, other = (TpmEvidence.decode(pick(rng, TPM).data) for _ in range(2))
+    if rng.integers(0, 4) == 0:
+        return _judged(mutated_cbor(one.encode(), rng), Collateral(), TPM[0])
+    name = pick(rng, ("statement", "signature", "key", "parent", "report_data", "certificate"))
+    value = getattr(one, name) or b"\x30\x00"
+    at = int(rng.integers(0, len(value)))
+    odd = pick(rng, (b"\0\0", b"\0\1", b"\0\xff", b"\x7f\xff", b"\xff\xff"))
+    changed = pick(rng, (
+        value[:at] + odd + value[at + 2 :], mutated_bytes(value, rng), getattr(other, name),
+    ))  # fmt: skip
+    registers = one.registers
+    if rng.integers(0, 6) == 0:
+        index = int(pick(rng, (0, 1, 16, 23, 24, 2**70)))
+        registers = {**registers, index: rng.bytes(int(pick(rng, (0, 31, 32))))}
+    made = replace(one, **{name: changed}, registers=registers)
+    return _judged(made.encode(), Collateral(), TPM[0])
+
+
 def _signed_by_the_player(rng, _holds, _folder) -> Made:
     """Simulated evidence, whose body anybody can sign."""
     made = SimulatedMachine(rng.bytes(32).hex()).evidence(rng.bytes(64), key=KEY)
@@ -307,7 +334,7 @@ def _signed_by_the_player(rng, _holds, _folder) -> Made:
 
     def run() -> None:
         found = verify(data, now=forge.NOW)
-        json.dumps(appraise(found, policy, bytes(64)).to_json())
+        json.dumps(appraise(found, policy, found.report_data).to_json())
 
     return data, run
 
@@ -429,7 +456,7 @@ def _event_places(log: bytes) -> Iterator[tuple[int, int]]:
         at += 4 + int.from_bytes(log[at : at + 4], "little")
 
 
-POLICY = template().replace("any_code = false", "any_code = true").splitlines()
+POLICY = re.sub("(any_code|any_key) = false", r"\1 = true", template()).splitlines()
 _ODD_TOML = (
     "-1", "1e400", "[]", "[[]]", "{}", "true", '"x"', '["00"]', "9" * 5000, "[" * 3000, "nan",
     "1979-05-27", '["\\ud800"]', '[""]', "[1, 1.5]", "{ snp = 256 }", "'" + "x" * 9000 + "'",

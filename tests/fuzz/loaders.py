@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,8 @@ from cloister.plan import policies, split_report
 from cloister.plan.plan import Plan
 from cloister.ring.linear import Geometry, LinearMap
 from cloister.splits import preset_model
+from cloister.tickets.receipt_files import read_receipts, save_receipt
+from cloister.tickets.ticket import Ticket
 from cloister.training import answer_file, checkpoint, ciphertext_service, encrypted_model
 from cloister.training.answer_file import read_answers, write_answers
 from cloister.training.encrypted_model import EncryptedModel
@@ -74,7 +77,9 @@ from cloister.wire.https import bodies
 from cloister.wire.transcript import Entry, Transcript
 from dicom_files import dicom
 from fuzz.mutate import Mutator, mutated_bytes, mutated_document, mutated_json, mutated_message
+from graph.test_ml_operators import forest
 from plan import split_reports
+from tickets.licences import SIGNER, TICKET, VENDOR, MemoryCounter, meter
 from training.doubles import MemoryAuthority, MemoryDataset, blobs
 
 
@@ -263,6 +268,11 @@ def _key(name: str) -> Callable[[Path], Path]:
     return make
 
 
+def _receipts(folder: Path) -> Path:
+    found = meter(folder / "meter", counter=MemoryCounter()).spend(2, bytes(32))
+    return save_receipt(folder / "receipts", found, bytes(32))
+
+
 def _source(path: Path) -> None:
     found = open_source(path)
     found.read(np.arange(found.samples))
@@ -359,7 +369,11 @@ def _checkpoint(folder: Path) -> Path:
 JSON = (mutated_bytes, mutated_json)
 MODEL = (mutated_bytes, mutated_message, mutated_message)
 CANONICAL = (mutated_bytes, mutated_document, mutated_document)
-GRAPHS = {"residual": nets.residual, "a branch": nets.choosing}
+GRAPHS = {
+    "residual": nets.residual,
+    "a branch": nets.choosing,
+    "long lists": partial(forest, 460),
+}
 RANGES = json.dumps({"age": [0, 120], "bp": [60, 250]}).encode()
 TABLE = b"age,bp,label\n61,120.5,sick\n35,1e2,well\n"
 
@@ -420,6 +434,12 @@ LOADERS = {
     "manifest of a module": Loader(_module, lambda path: CompiledModule.load(path.parent), JSON),
     "private key of a vendor": Loader(_key(VENDOR_KEY), load_signer),
     "public key of a vendor": Loader(_key(VENDOR_PUBLIC), load_vendor),
+    "ticket": Loader(
+        _written("a.lic", TICKET.signed_by(SIGNER)), lambda path: Ticket.read(path, vendor=VENDOR)
+    ),
+    "receipts of a ticket": Loader(
+        _receipts, lambda path: read_receipts(path.parent, TICKET, signer=None), CANONICAL
+    ),
     "content key": Loader(_key(CONTENT_KEY), load_content_key),
     "preset that is kept": Loader(
         _kept_preset, lambda path: preset_model._kept(path.parent, "mnist"), JSON
@@ -444,7 +464,7 @@ LOADERS = {
     "labels": Loader(_written("labels.txt", b"0,cat\n1,dog\n2,horse\n"), read_labels),
     "values of a request": Loader(
         _written("values", pack({"x": np.ones((2, 3), np.float32), "m": [{"a": 0.5}, {}]})),
-        lambda path: unpack(path.read_bytes()),
+        lambda path: unpack(path.read_bytes()), CANONICAL,
     ),
     "manifest of a runtime": Loader(
         _written("runtime.json", RuntimeManifest("1.0", ("serve", "--threads", "2")).to_bytes()),

@@ -17,6 +17,7 @@ from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.broker.broker_folder import BrokerFolder
 from cloister.broker.ledger_entry import EntryKind, LedgerEntry
 from cloister.broker.ledger_verification import ledger_ends
+from cloister.broker.licensed_sessions import LicensedSessions
 from cloister.broker.refusal_log import RefusalLog
 from cloister.broker.release_ledger import LeasedCounter, LedgerChange, ReleaseLedger
 from cloister.broker.release_rules import (
@@ -43,6 +44,8 @@ _T = TypeVar("_T")
 
 METER_BYTES, ADVANCE_BYTES = 16, 16
 SESSION_LABEL = "cloister broker session"
+UNLICENSED_CALLS = 8
+"""A session in which so many were refused, and no key was released, ends."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,6 +85,7 @@ class Broker:
         self.appraiser = Appraiser(self.folder.policy, self.folder.collateral, clock)
         self._ledger = ReleaseLedger(self.folder.ledger)
         self._refusals = RefusalLog(self._ledger)
+        self.sessions = LicensedSessions()
 
     def close(self) -> None:
         """Write the refusals that were counted, and close the ledger."""
@@ -244,6 +248,7 @@ class BrokerSession:
     def __init__(self, broker: Broker, channel: AttestedChannel) -> None:
         self._broker, self._channel = broker, channel
         self._granted: tuple[Ticket, bytes, RecordedRelease] | None = None
+        self._calls = 0
 
     def release(self, ticket: bytes, meter: bytes) -> RecordedRelease:
         """See Broker.release; again for the same ticket and meter, the first answer.
@@ -251,13 +256,16 @@ class BrokerSession:
         Secret   result
         Raises   as `Broker.release`, and again once the licence may not be used any more
         """
-        asked, broker, channel = self._broker.read_ticket(ticket), self._broker, self._channel
+        broker, channel = self._broker, self._channel
+        self._require_license()
+        asked = broker.read_ticket(ticket)
         if self._granted is None:
             session = channel.exporter(SESSION_LABEL)
             found = broker.release(
                 asked, meter, channel.appraisal, manifest=channel.manifest, session=session
             )
             self._granted = asked, meter, found
+            broker.sessions.add(asked.license, channel)
             return found
         granted, granted_meter, found = self._granted
         if granted != asked or granted_meter != meter:
@@ -277,7 +285,14 @@ class BrokerSession:
         """See Broker."""
         self._broker.advance_counter(*self._licensed(), before=before, to=to, name=name)
 
+    def _require_license(self) -> None:
+        """End a session that keeps its place without a licence."""
+        self._calls += 1
+        if self._granted is None and self._calls > UNLICENSED_CALLS:
+            self._channel.end(f"no licence was shown in {UNLICENSED_CALLS} calls")
+
     def _licensed(self) -> tuple[Ticket, bytes]:
+        self._require_license()
         if self._granted is None:
             error = ReleaseError("session: a counter is of a licence; ask for its release first")
             raise self._broker.refuse(RefusalKind.COUNTER, error)

@@ -27,7 +27,7 @@ from cloister.wire.https.bodies import Body
 RELEASE_BYTES, COUNTER_BYTES = 1 << 14, 1 << 12
 REATTEST_S = 900.0
 """A runtime that keeps its session proves itself anew in this time."""
-LIMITS = SessionLimits(sessions=1024, kept_s=5.0)
+LIMITS = SessionLimits(sessions=4096, kept_s=5.0)
 """A session is a few keys and a ticket; each runtime of each customer keeps one."""
 
 
@@ -69,6 +69,7 @@ def serve(
         folder=broker.folder.path,
         start=partial(CountingVerifier, broker, rng=rng),
         operations=partial(_operations, broker),
+        closed=broker.sessions.remove,
         reattest_s=REATTEST_S,
         limits=limits,
         server_limits=server_limits,

@@ -1,5 +1,6 @@
 """`cloister plan`, `run`, `compare` and `inspect`: a model, and its plan under a policy."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 
 from cloister.attest.appraiser import Appraiser
+from cloister.attest.runtime_manifest import RuntimeManifest
 from cloister.base import files
 from cloister.base.rng import SystemRandom
 from cloister.base.sizes import human_bytes
@@ -24,7 +26,7 @@ from cloister.cli.license_options import License
 from cloister.cli.maker_options import PadMakers
 from cloister.cli.results import Answers, check_labels, read_labels
 from cloister.cli.trusted_options import OPERATOR, TrustedElsewhere
-from cloister.errors import InputError, PadsExhausted, PlanError
+from cloister.errors import InputError, PadsExhausted, PlanError, printable
 from cloister.graph.batch import batch_axis, element_type, is_other
 from cloister.graph.graph import Graph
 from cloister.graph.hidden import HiddenSplit
@@ -409,8 +411,11 @@ def run(
         _require_rows(f"--out {to}", planned.graph)
     on_clip = on_clip or OnClip.WARN
     if appraiser is not None and elsewhere.trusted is not None:
-        result, claims = _compute_elsewhere(found, elsewhere.trusted, appraiser, on_clip=on_clip)
+        result, claims, started = _compute_elsewhere(
+            found, elsewhere.trusted, appraiser, on_clip=on_clip
+        )
     else:
+        started = None
         result, claims = _compute(
             found,
             execution,
@@ -441,9 +446,14 @@ def run(
         written: dict[str, object] = {} if receipt is None else {"receipt": receipt}
         if found.release is not None:
             written["release"] = found.release
+        if started is not None:
+            written["manifest"] = asdict(started)
         emit_json({**answers.to_dict(), "warning": beyond, **written})
     else:
         answers.show()
+        if started is not None:
+            told = printable(shlex.join(started.arguments))
+            out().print(f"machine started as: {told}", soft_wrap=True)
         if receipt is not None:
             out().print(f"receipt {receipt}", soft_wrap=True)
         if found.release is not None:
@@ -497,15 +507,15 @@ def _compute(
 
 def _compute_elsewhere(
     found: PlannedRun, url: str, appraiser: Appraiser, *, on_clip: OnClip
-) -> tuple[Result, Claims]:
-    """The result of a run on another machine, which proves itself first."""
+) -> tuple[Result, Claims, RuntimeManifest | None]:
+    """The result of a run on another machine, which proves itself first, and what it started as."""
     clips = OnClip.RAISE if on_clip is OnClip.RAISE else OnClip.IGNORE
     with (
         Session(found.plan, trusted=url, appraisal=appraiser, on_clip=clips) as session,
         progress("inputs") as update,
     ):
         result = session.run(found.read.arrays, progress=update)
-        return result, session.claims(pinned=found.pinned)
+        return result, session.claims(pinned=found.pinned), session.manifest
 
 
 def _planned_in_bundle(

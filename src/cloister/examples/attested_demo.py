@@ -25,6 +25,7 @@ from cloister.base.rng import SystemRandom
 from cloister.broker.broker_folder import certificate_digest
 from cloister.bundle import bundle_keys
 from cloister.bundle.compiled_module import CompiledModule
+from cloister.bundle.sealed_bundle import SealedBundle
 from cloister.examples.commands import cloister, refused, serving
 from cloister.examples.digits_demo import AllDigits, model_file, plain_logits
 from cloister.examples.hidden_demo import LAYERS
@@ -79,7 +80,7 @@ class AttestedOutcome:
     receipt       as `cloister license show` verified it
     ledger        of the broker
     appraisal     of the operator's machine, by the customer
-    looked        searches; the last two places are where the secrets belong
+    looked        searches, also where the secrets belong
     commands      who ran which, in order
     """
 
@@ -289,7 +290,9 @@ class _Story:
             hidden = hide(load(path), last=LAYERS).hidden
         module = CompiledModule.load(self._vendor / "module")
         weights = HiddenWords(hidden, module.weights)
-        key = (self._vendor / bundle_keys.CONTENT_KEY).read_bytes()
+        key = bundle_keys.load_content_key(self._vendor / bundle_keys.CONTENT_KEY)
+        sealed = SealedBundle.show(self._vendor / BUNDLE)
+        of_bundle = bundle_keys.BundleKey.derive(key, bundle_id=sealed.bundle_id).key
         rows = [
             row.tobytes() for row in self._images.reshape(-1, 8) if np.count_nonzero(row) >= INKED
         ]
@@ -301,7 +304,8 @@ class _Story:
             ("files of the vendor", _contents(self._vendor)),
         ):
             found = {
-                "content key": sum(part.count(key) for part in parts),
+                "content key": sum(key in part for part in parts),
+                "the bundle's key": sum(of_bundle in part for part in parts),
                 "digits": sum(row in part for part in parts for row in rows),
                 "hidden weights": weights.search(place, parts).hidden_words,
             }

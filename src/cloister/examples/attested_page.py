@@ -105,8 +105,9 @@ def _pictures(outcome: AttestedOutcome) -> str:
 
 
 def _looked(outcome: AttestedOutcome) -> str:
-    note = "Rows of the digits, words of two neighbouring weights, and the content key, at every "
-    note += "byte offset. The last two rows are where the secrets belong: the search finds them."
+    note = "Files or messages with a key, rows of the digits that occur, and words of two "
+    note += "neighbouring hidden weights, at every byte offset. The broker has the bundle's key, "
+    note += "the customer the digits, and the vendor the rest: the same search finds them there."
     columns = looked_columns(outcome)
     return table(columns, looked_rows(outcome)) + paragraph(note, kind="soft")
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from cloister.attest.appraisal import Appraisal
     from cloister.attest.appraiser import Appraiser
     from cloister.attest.policy import Policy
+    from cloister.attest.runtime_manifest import RuntimeManifest
     from cloister.bundle.compiled_module import CompiledModule
     from cloister.plan.claims import Claims
     from cloister.trusted.engines.padding_profile import PaddingProfile
@@ -469,6 +470,11 @@ class Session:
     def appraisal(self) -> "Appraisal | None":
         """The latest one of the machine that `trusted` names; None for this machine."""
         return None if self._remote is None else self._remote.appraisal
+
+    @property
+    def manifest(self) -> "RuntimeManifest | None":
+        """With what the runtime of that machine was started; None for this machine."""
+        return None if self._remote is None else self._remote.manifest
 
     def claims(self, *, pinned: bool = True) -> "Claims":
         """What each party can learn and do: the claims of the plan, and those about its makers.
