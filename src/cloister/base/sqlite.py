@@ -52,20 +52,6 @@ def marks(connection: sqlite3.Connection) -> tuple[int, int]:
     return application_id, version
 
 
-def has_schema(connection: sqlite3.Connection, schema: str) -> bool:
-    """Whether a file has the tables of a schema and nothing else.
-
-    A view in a table's place can have rows without an end, and a trigger can undo a change.
-    """
-    with contextlib.closing(sqlite3.connect(":memory:")) as wanted:
-        wanted.executescript(schema)
-        return _described(connection) == _described(wanted)
-
-
-def _described(connection: sqlite3.Connection) -> set[tuple[object, ...]]:
-    return set(connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master"))
-
-
 @contextlib.contextmanager
 def transaction(
     path: Path, *, what: str, timeout_s: float, kind: type[CloisterError]
