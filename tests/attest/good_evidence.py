@@ -4,7 +4,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attest.cases import GENUINE, VECTORS
-from attest.forge import NOW, Amd
+from attest.forge import NOW, Amd, azure, azure_runtime
 from attest.forge_intel import Intel, qe_identity, tcb_info, tcb_level
 from attest.played_tpm import PlayedTpm
 from cloister.attest import intel, sev_snp
@@ -47,6 +47,9 @@ def _snp(patch):
             ]  # fmt: skip
             report = vendor.report(changes=changes)
             yield f"snp {leaf}, {name}", verify(report, vendor.collateral, now=NOW)
+        text, digest = azure_runtime(keys=[])
+        blob = azure(vendor.report(changes=[(0x50, digest)]), text)
+        yield f"snp {leaf}, Azure's blob", verify(blob, vendor.collateral, now=NOW)
 
 
 def _intel(patch):

@@ -309,6 +309,7 @@ def test_the_template_accepts_nothing_and_names_every_field():
         ),
         ({"sgx": {"mrenclave": ["00"]}}, "mrenclave: a value has 64 hexadecimal digits, not 2"),
         ({"sgx": {"tcb_statuses": ["uptodate"]}}, "tcb_statuses: 'uptodate': choose UpToDate, SW"),
+        ({"tdx": {"tcb_statuses": ["Revoked"]}}, "tcb_statuses: 'Revoked': choose UpToDate, SW"),
         ({"sev-snp": {"products": ["milan"]}}, "products: 'milan': choose Milan, Genoa, Turin"),
         ({"sev-snp": {"signing_keys": ["vlek"]}}, "signing_keys: 'vlek': choose VCEK, VLEK"),
     ],

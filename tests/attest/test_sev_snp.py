@@ -7,8 +7,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attest.forge import NOW, Amd, azure, azure_runtime, certificate, ec_key, rsa_key, table
 from cloister.attest import sev_snp
+from cloister.attest.appraisal import appraise
 from cloister.attest.certificates import to_der
 from cloister.attest.collateral import Collateral
+from cloister.attest.policy import Policy
+from cloister.attest.verified_evidence import Revocation
 from cloister.attest.verify import verify
 from cloister.errors import AttestationError
 
@@ -173,6 +176,24 @@ def test_azures_blob_binds_its_runtime_document(amd):
         changed = bytearray(blob)
         changed[32 + 1184 + 8] = 4
         verify(bytes(changed), vendor.collateral, now=NOW)
+
+
+def test_the_digest_of_a_paravisor_names_no_code_of_its_guest(amd):
+    """Whoever rents such a machine has a blob with this digest, whatever system he runs on it."""
+    vendor = amd(product="Milan")
+    text, digest = azure_runtime(**{"user-data": bytes(64).hex()})
+    report = vendor.report(version=3, changes=[(0x50, digest)])
+    found = verify(azure(report, text), vendor.collateral, now=NOW)
+    code = {"measurements": [found.claims["measurement"].hex()]}
+    unknown = {"insecure_allow_unknown_revocation": found.revocation is Revocation.UNKNOWN}
+    with pytest.raises(AttestationError, match="paravisor: expected false, found True"):
+        appraise(found, Policy.of({"sev-snp": {**code, **unknown}}), bytes(64))
+    allowed = {**code, **unknown, "insecure_allow_paravisor": True}
+    accepted = appraise(found, Policy.of({"sev-snp": allowed}), bytes(64))
+    assert not accepted.hardware_rooted
+    assert "insecure_allow_paravisor" in accepted.weakened
+    bare = verify(report, vendor.collateral, now=NOW)
+    assert appraise(bare, Policy.of({"sev-snp": {**code, **unknown}}), digest)
 
 
 def test_two_chip_certificates_are_one_too_many(amd):

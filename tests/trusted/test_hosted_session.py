@@ -13,6 +13,7 @@ from cloister.graph import graph_file
 from cloister.graph.onnx import read
 from cloister.graph.passes import normalise
 from cloister.plan import policies
+from cloister.trusted import hosted_session
 from cloister.trusted.hosted_session import HostedSession, HostSettings
 from cloister.trusted.packed_result import unpack_result
 from cloister.trusted.packed_values import pack
@@ -37,7 +38,9 @@ def kept(data):
 
 def hosted(plan, settings=None):
     template = None if plan.template is None else kept(graph_file.to_bytes(plan.template))
-    return HostedSession(kept(plan.to_bytes()), template, settings or HostSettings())
+    session = HostedSession(kept(plan.to_bytes()), template, settings or HostSettings())
+    session.open()
+    return session
 
 
 def run(session, feeds):
@@ -116,7 +119,7 @@ def test_errors_cross_by_class_and_the_session_goes_on(digits):
 
 def test_bytes_that_are_no_plan_are_refused():
     with pytest.raises(InputError, match="not the bytes of a plan"):
-        HostedSession(kept(b"CLOP" + bytes(99)), None, HostSettings())
+        HostedSession(kept(b"CLOP" + bytes(99)), None, HostSettings()).open()
 
 
 def test_a_session_that_wants_more_than_its_memory_ends_alone(digits):
@@ -133,6 +136,27 @@ def test_a_session_that_wants_more_than_its_memory_ends_alone(digits):
     finally:
         greedy.close()
     assert run(digits, nets.samples(nets.chain(), 1)).report.inputs == 1
+
+
+def wide(size):
+    """A plan whose output has `size` numbers for each of its inputs."""
+    net = nets.Net()
+    x = net.op("Unsqueeze", net.input("x", 1), net.constant(np.array([2])))
+    return plan_of_one(net.model(net.op("Expand", x, net.constant(np.array([1, 1, size])))), 1)
+
+
+def test_a_result_that_the_service_could_not_keep_is_refused(monkeypatch, digits):
+    process = hosted(wide(hosted_session.RESULT_BYTES // 8))
+    try:
+        with pytest.raises(InputError, match="run fewer inputs at a time"):
+            run(process, {"x": np.ones((2, 1), np.float32)})
+        assert run(process, {"x": np.ones((1, 1), np.float32)}).report.inputs == 1
+    finally:
+        process.close()
+    # A process that a plan took over says what it likes.
+    monkeypatch.setattr(hosted_session, "RESULT_BYTES", 64)
+    with pytest.raises(ServiceUnavailable, match="its process ended"):
+        run(digits, nets.samples(nets.chain(), 1))
 
 
 def plan_of_one(model, size):

@@ -1,9 +1,14 @@
 """Who stands on the way, or plays the machine, gets nothing: no input, no plan, no result."""
 
 import contextlib
+import os
 import re
+import signal
 import socket
 import ssl
+import threading
+import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -26,8 +31,11 @@ from cloister.errors import (
     ProtocolError,
     ServiceUnavailable,
 )
-from cloister.trusted import remote_session
+from cloister.trusted import hosted_session, remote_session, runtime_service
+from cloister.trusted.hosted_session import HostedSession, HostSettings
+from cloister.trusted.packed_result import pack_result, unpack_result
 from cloister.trusted.packed_values import pack
+from cloister.trusted.report import Result
 from cloister.trusted.runtime_service import RuntimeLimits
 from cloister.trusted.session import Session
 from cloister.wire.https import bodies, https_client
@@ -137,6 +145,17 @@ def test_replayed_evidence_gets_nothing(url, played, tmp_path):
         assert operations(proxy.sent) == [b"attest"]
 
 
+def test_a_machine_that_was_not_appraised_gets_no_memory_of_its_caller(url, played, tmp_path):
+    """It announces an answer longer than any of a handshake, and none of it is read."""
+    lines = ("HTTP/1.1 200 OK", f"content-type: {bodies.CONTENT_TYPE}", "content-length: 99999")
+    head = "\r\n".join((*lines, "", ""))
+    with (
+        RecordingProxy(tmp_path / "proxy", url, answer=lambda _: head.encode()) as proxy,
+        pytest.raises(ProtocolError, match="beyond 69632 B"),
+    ):
+        Session(PLAN, trusted=proxy.url, appraisal=played.policy())
+
+
 def test_evidence_of_a_service_before_its_restart_gets_nothing(played, tmp_path):
     answers = []
 
@@ -201,6 +220,43 @@ class ChangingProxy(RecordingProxy):
             return data
         self.change = False
         return data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]
+
+
+def reporting(**changes):
+    return lambda outputs, report: (outputs, replace(report, **changes))
+
+
+def giving(change):
+    return lambda outputs, report: ({n: change(v) for n, v in outputs.items()}, report)
+
+
+LIES = {
+    "fewer outputs than inputs": giving(lambda value: value[:1]),
+    "more outputs than inputs": giving(lambda value: np.concatenate([value, value])),
+    "no output": lambda outputs, report: ({}, report),
+    "another output": lambda outputs, report: ({**outputs, "other": np.zeros(3)}, report),
+    "another policy": reporting(policy="open"),
+    "another number of inputs": reporting(inputs=4),
+    "inputs that nobody gave": reporting(inputs_beyond=(3,)),
+    "no number": reporting(trusted_ms=float("nan")),
+    "no probability": reporting(soundness_bits=float("inf")),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_a_result_of_other_inputs_is_refused_of_an_accepted_machine_too(
+    lie, url, played, monkeypatch
+):
+    def run(session, packed):
+        found = unpack_result(np.frombuffer(known(session, packed), np.uint8), appraisal=None)
+        return pack_result(Result(*lie(found.outputs, found.report), found.transcript))
+
+    known = HostedSession.run
+    with Session(PLAN, trusted=url, appraisal=played.policy()) as session:
+        session.run(FEEDS)
+        monkeypatch.setattr(HostedSession, "run", run)
+        with pytest.raises(ProtocolError, match=r"result of another plan|cannot be read"):
+            session.run(FEEDS)
 
 
 # ---- callers that keep to no rule
@@ -285,6 +341,43 @@ def test_a_session_whose_process_is_killed_says_so(played):
         session.close()
 
 
+@pytest.mark.parametrize("when", ["open", "run"])
+def test_a_service_stops_while_a_session_is_without_end_in(when, played, monkeypatch):
+    """The session's process is stopped, in place of one that computes without end."""
+    monkeypatch.setattr(runtime_service, "STOP_S", 0.5)
+    begun, stopped = threading.Event(), []
+    known = getattr(HostedSession, when)
+
+    def halted(session, *arguments):
+        os.kill(session.pid, signal.SIGSTOP)
+        stopped.append(session.pid)
+        begun.set()
+        return known(session, *arguments)
+
+    def call():
+        with (
+            contextlib.suppress(ServiceUnavailable),
+            Session(PLAN, trusted=service.url, appraisal=played.policy()) as session,
+        ):
+            session.run(FEEDS)
+
+    monkeypatch.setattr(HostedSession, when, halted)
+    monkeypatch.setattr(hosted_session, "OPENING_S", 3600)
+    with played.serving(settings=HostSettings(run_s=3600)) as service:
+        caller, closing = threading.Thread(target=call), threading.Thread(target=service.close)
+        caller.start()
+        try:
+            assert begun.wait(60)
+            closing.start()
+            closing.join(60)
+            assert not closing.is_alive()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stopped[0], signal.SIGKILL)
+            closing.join()
+            caller.join()
+
+
 def test_a_caller_that_reads_no_answer_stalls_nobody(played):
     net = nets.Net()
     size = 1 << 21
@@ -309,7 +402,27 @@ def test_a_caller_that_reads_no_answer_stalls_nobody(played):
             assert other.run(FEEDS).report.inputs == 3
 
 
-def asked(url, token, record):
+def test_callers_that_announce_much_and_send_nothing_stall_nobody(played):
+    start = partial(
+        Verifier, Appraiser(played.policy()), direction=Direction.CALLEE, rng=SystemRandom()
+    )
+    with (
+        played.serving() as service,
+        Session(PLAN, trusted=service.url, appraisal=played.policy()) as other,
+        contextlib.ExitStack() as stack,
+    ):
+        held = service._service._server._house.bodies._held
+        for _ in range(4):
+            client = stack.enter_context(AttestedClient(service.url, start=start))
+            token = transport_token(client.channel)
+            client._call("reattest-prove", {}, bytes_of(bytes(32)))
+            stack.enter_context(asked(service.url, token, b"", length=remote_session.RUN_BYTES))
+            # A pause, since the server reads the head in a thread of its own.
+            assert any(token in held or time.sleep(0.01) for _ in range(2000))
+        assert other.run(FEEDS).report.inputs == 3
+
+
+def asked(url, token, record, *, length=None):
     """A connection on which a record was sent, and no answer is read."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -321,7 +434,8 @@ def asked(url, token, record):
     body = bodies.encode(bodies.Body({}, bytes_of(bytes(record))))
     head = (
         f"POST /v1/record HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n"
-        f"Content-Type: {bodies.CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: {bodies.CONTENT_TYPE}\r\n"
+        f"Content-Length: {len(body) if length is None else length}\r\n\r\n"
     )
     wrapped.sendall(head.encode() + body)
     return wrapped

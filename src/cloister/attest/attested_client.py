@@ -10,10 +10,17 @@ import numpy as np
 
 from cloister.attest.appraisal import Appraisal
 from cloister.attest.appraiser import Appraiser
-from cloister.attest.attested_service import ANSWER, ATTEST, OFFER, RECORD, transport_token
+from cloister.attest.attested_service import (
+    ANSWER,
+    ATTEST,
+    BODY_OVERHEAD_BYTES,
+    OFFER,
+    RECORD,
+    transport_token,
+)
 from cloister.attest.channel import AttestedChannel
 from cloister.attest.handshake import Prover, Verifier
-from cloister.attest.handshake_messages import Direction
+from cloister.attest.handshake_messages import MAX_MESSAGE_BYTES, Direction
 from cloister.attest.pending_offers import offer_digest
 from cloister.attest.sealed_messages import (
     CHALLENGE,
@@ -39,6 +46,8 @@ from cloister.wire.https.https_client import (
 )
 
 CLOSE_RETRY_S = 0.0
+MAX_ANSWER_BYTES = MAX_MESSAGE_BYTES + BODY_OVERHEAD_BYTES
+"""Of a handshake."""
 
 
 class AttestedClient:
@@ -165,16 +174,20 @@ class AttestedClient:
     def _appraise(self, side: Verifier | Prover) -> AttestedChannel:
         if not isinstance(side, Verifier) or side.direction is not Direction.CALLEE:
             raise InputError("start: a client that appraises makes a Verifier of callee-attests")
-        answer = self._https.call(ATTEST, {}, (as_tensor(side.offer()),))
-        channel = side.accept(answer.array(0, np.uint8, 1).tobytes())
+        answer = self._ask(ATTEST, as_tensor(side.offer()))
+        channel = side.accept(answer)
         self._first = (as_tensor(channel.confirmation),)
         return channel
 
     def _attest(self, side: Verifier | Prover) -> AttestedChannel:
         if not isinstance(side, Prover) or side.direction is not Direction.CALLER:
             raise InputError("start: a client that attests makes a Prover of caller-attests")
-        offer = self._https.call(OFFER, {}).array(0, np.uint8, 1).tobytes()
+        offer = self._ask(OFFER)
         answer, channel = side.answer(offer)
-        sent = (as_tensor(offer_digest(offer)), as_tensor(answer))
-        channel.confirm(self._https.call(ANSWER, {}, sent).array(0, np.uint8, 1).tobytes())
+        channel.confirm(self._ask(ANSWER, as_tensor(offer_digest(offer)), as_tensor(answer)))
         return channel
+
+    def _ask(self, operation: str, *sent: np.ndarray) -> bytes:
+        """A message of the handshake: nobody vouches yet for the side that sends it."""
+        found = self._https.call(operation, {}, sent, max_answer_bytes=MAX_ANSWER_BYTES)
+        return found.array(0, np.uint8, 1).tobytes()

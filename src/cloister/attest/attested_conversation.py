@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from cloister.attest.sealed_messages import (
     encode_error,
 )
 from cloister.errors import AttestationError, ChannelClosedError, CloisterError, ProtocolError
-from cloister.wire.https.admission import QuietLog
+from cloister.wire.https.admission import BusyError, QuietLog
 from cloister.wire.https.bodies import Body
 from cloister.wire.https.connection import described
 
@@ -35,6 +36,10 @@ class Operation:
     max_bytes: int
     handle: Callable[[Body], Body]
 
+
+MOST_AT_ONCE = 2
+"""Requests of one conversation: a call, and the same once more because its connection broke. Each
+holds a thread of the service, which others need."""
 
 Operations = Callable[[AttestedChannel], Mapping[str, Operation]]
 """What a caller may ask for, once its channel is confirmed."""
@@ -61,6 +66,7 @@ class AttestedConversation:
         self._reattest_s, self._log = reattest_s, log
         self._last, self._answer = b"", bytearray()
         self._lock = threading.Lock()
+        self._places = threading.Semaphore(MOST_AT_ONCE)
         self._clock = clock
         self.used_at = self._proved_at = clock()
 
@@ -73,6 +79,19 @@ class AttestedConversation:
     def ended(self) -> str:
         """Why it has ended; empty while it has not."""
         return self.channel.ended
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """What a request holds while it waits for the conversation and is answered.
+
+        Raises   BusyError when there is none: the caller may ask again
+        """
+        if not self._places.acquire(blocking=False):
+            raise BusyError
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def confirm(self, record: bytes) -> None:
         """Open the caller's confirmation; nothing happens when it comes again.

@@ -75,7 +75,9 @@ def _flag(name: str, claim: str, text: str) -> Rule:
 _PPIDS = _digests("ppids", "ppid", "accepted platforms, or any without it", length=16)
 _TCB_STATUS = Rule(
     "tcb_statuses", Compare.ONE_OF, ("tcb_status",), "Intel's verdicts on the firmware",
-    default=[TcbStatus.UP_TO_DATE.value], choices=tuple(status.value for status in TcbStatus),
+    default=[TcbStatus.UP_TO_DATE.value],
+    # Whoever has the keys of a revoked level signs what he likes: no policy accepts it.
+    choices=tuple(status.value for status in TcbStatus if status is not TcbStatus.REVOKED),
 )  # fmt: skip
 _ADVISORIES = Rule(
     "advisories", Compare.SUBSET, ("advisories",),
@@ -131,6 +133,8 @@ RULES: Mapping[Format, Sequence[Rule]] = {
         )),
         _flag("insecure_allow_debug", "debug", "the host may read the guest's memory"),
         _flag("insecure_allow_migration", "migratable", "a migration agent may take it elsewhere"),
+        _flag("insecure_allow_paravisor", "paravisor",
+              "Azure's blob: the launch digest is its paravisor's, and of nothing that runs on it"),
     ),
     Format.TDX: (
         _digests("mrtd", "mrtd", "initial contents of the virtual machine", length=48, code=True),

@@ -207,7 +207,11 @@ def verify(
         _require_fit(report, leaf, product)
     with check.step("signature"):
         _verify_signature(report, leaf)
-    claims = {**_claims(report, product), "trailing_bytes": found.trailing}
+    claims = {
+        **_claims(report, product),
+        "trailing_bytes": found.trailing,
+        "paravisor": found.runtime is not None,
+    }
     if _common_name(leaf) == "SEV-VLEK":
         claims["csp_id"] = _text(leaf, _CSP)
     report_data = report.raw(0x50, 64)

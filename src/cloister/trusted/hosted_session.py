@@ -20,6 +20,7 @@ import numpy as np
 
 from cloister.errors import CloisterError, InputError, ServiceUnavailable
 from cloister.trusted.packed_values import pack
+from cloister.trusted.runtime_messages import RESULT_BYTES
 from cloister.trusted.sealed_memory import SealedMemory
 from cloister.wire.https.bodies import decode, encode
 from cloister.wire.https.error_bodies import error_body, error_of
@@ -85,11 +86,11 @@ class HostedSession:
         *,
         bundle: BundleKeys | None = None,
     ) -> None:
-        """Start the process and open the session.
+        """Start the process; `open` opens the session.
 
-        Raises   what opening the session raises, by class; ServiceUnavailable if it ended
+        Raises   OSError
         """
-        self._lock, self._settings = threading.Lock(), settings
+        self._lock, self._settings, self._bundle = threading.Lock(), settings, bundle
         ours, theirs = socket.socketpair()
         self._channel = Connection(ours.detach())
         files = [NO_FILE if one is None else one.descriptor for one in (plan, template)]
@@ -106,7 +107,18 @@ class HostedSession:
         limits = (settings.memory_bytes, settings.memory_bytes)
         try:
             resource.prlimit(self._process.pid, resource.RLIMIT_DATA, limits)
-            self._ask(pack({"settings": _plain(settings), "bundle": _plain(bundle)}), OPENING_S)
+        except BaseException:
+            self.close()
+            raise
+
+    def open(self) -> None:
+        """Open the session; it ends if that fails.
+
+        Raises   what opening the session raises, by class; ServiceUnavailable if it ended
+        """
+        try:
+            told = {"settings": _plain(self._settings), "bundle": _plain(self._bundle)}
+            self._ask(pack(told), OPENING_S)
         except BaseException:
             self.close()
             raise
@@ -145,7 +157,8 @@ class HostedSession:
                         f"trusted session: took longer than {within_s:.0f} s and was ended; run "
                         "fewer inputs at a time, or ask the machine's operator for more time"
                     )
-                status, answer = self._channel.recv_bytes(1), self._channel.recv_bytes()
+                status = self._channel.recv_bytes(1)
+                answer = self._channel.recv_bytes(RESULT_BYTES)
             except (OSError, EOFError):
                 self._end()
                 raise ServiceUnavailable(

@@ -13,7 +13,7 @@ import numpy as np
 
 from cloister.base.reading import parsing
 from cloister.errors import ProtocolError
-from cloister.graph.canonical import entries, real, text, texts, whole
+from cloister.graph.canonical import MAX_RANK, entries, real, text, texts, whole
 from cloister.graph.output_values import owned
 from cloister.tickets.receipt import KIND, Receipt
 from cloister.tickets.ticket_meter import SignedReceipt
@@ -33,6 +33,13 @@ def _optional(read: _Read) -> _Read:
     return lambda value: None if value is None else read(value)
 
 
+def _finite(value: object) -> float:
+    number = real(value)
+    if not math.isfinite(number):
+        raise ValueError("a number of the report is infinite or none")
+    return number
+
+
 def _count(value: object) -> int:
     return whole(value, least=0)
 
@@ -42,15 +49,16 @@ def _counts(value: object) -> tuple[int, ...]:
 
 
 _REPORT: Mapping[str, _Read] = {
-    "policy": text, "inputs": _count, "soundness_bits": _optional(real), "trusted_ms": real,
-    "worker_ms": real, "module_ms": real, "offline_ms": real, "bytes_to_worker": _count,
+    "policy": text, "inputs": _count, "soundness_bits": _optional(_finite), "trusted_ms": _finite,
+    "worker_ms": _finite, "module_ms": _finite, "offline_ms": _finite, "bytes_to_worker": _count,
     "bytes_from_worker": _count, "pads_used": _count, "pads_from": text, "workers": texts,
     "workers_lost": texts, "makers": texts, "makers_lost": texts, "inputs_beyond": _counts,
     "queries_used": _count, "queries_left": _optional(_count), "plans_made": _count,
 }  # fmt: skip
 """Fields of a report that cross, and how they are read."""
 _ROW: tuple[_Read, ...] = (
-    text, text, real, real, real, _count, _count, _optional(real), _count, _count, real,
+    text, text, _finite, _finite, _finite, _count, _count, _optional(_finite), _count, _count,
+    _finite,
 )  # fmt: skip
 """Of LayerRow, in its order."""
 _DIRECTIONS: tuple[Direction, ...] = ("to_worker", "from_worker")
@@ -131,6 +139,8 @@ def _entries(sent: Mapping[str, Any]) -> list[Entry]:
     kinds = []
     for worker, dtype, shape in sent["kinds"]:
         kind, sizes = np.dtype(text(dtype)), _counts(shape)
+        if len(sizes) > MAX_RANK:
+            raise ValueError("a message has too many axes")
         kinds.append((text(worker), kind, sizes, kind.itemsize * math.prod(sizes)))
     columns = (sent[name].tolist() for name in ("direction", "request_id", "target_id", "kind"))
     made = []

@@ -94,6 +94,7 @@ class RemoteSession:
         )
         try:
             self.manifest = RuntimeManifest.from_bytes(self._client.channel.manifest)
+            self._policy = plan.policy
             self._receipt_key = self._open(plan, url)
         except BaseException:
             self._client.close()
@@ -129,7 +130,7 @@ class RemoteSession:
             size = min(size, total - done)
             some, began = _cut(graph, feeds, done, size, total), time.monotonic()
             try:
-                results.append(self._call(some, size))
+                results.append(self._call(graph, some, size))
             except InputError as error:
                 if size == total:
                     raise
@@ -187,7 +188,7 @@ class RemoteSession:
             fields = {"file": what, "bytes": len(whole)}
             self._client.call(UPLOAD, fields, (whole[start : start + PIECE_BYTES],))
 
-    def _call(self, feeds: Mapping[str, np.ndarray], count: int) -> Result:
+    def _call(self, graph: Graph, feeds: Mapping[str, np.ndarray], count: int) -> Result:
         data = np.frombuffer(pack(feeds), np.uint8)
         if len(data) > RUN_BYTES:
             raise InputError(
@@ -196,9 +197,28 @@ class RemoteSession:
             )
         answer = self._client.call(RUN, {"inputs": count}, (data,))
         result = unpack_result(answer.array(0, np.uint8, 1), appraisal=self.appraisal)
+        self._require_own(graph, result, count)
         if self._receipt_key is not None:
             self._require_receipt(result, self._receipt_key)
         return result
+
+    def _require_own(self, graph: Graph, result: Result, count: int) -> None:
+        """Refuse a result that is not one of this plan and of so many inputs.
+
+        What the machine computed is believed; which input an output belongs to is not left to it.
+
+        Raises   ProtocolError
+        """
+        report = result.report
+        own = (report.policy, report.inputs, sorted(result.outputs))
+        wanted = (self._policy, count, sorted(graph.outputs))
+        beyond = any(one >= count for one in report.inputs_beyond)
+        for name in () if isinstance(result, MeteredResult) else graph.outputs:
+            value, axis = result.outputs.get(name), batch_axis(graph, name)
+            if isinstance(value, np.ndarray) and axis is not None:
+                beyond |= value.ndim <= axis or value.shape[axis] != count
+        if own != wanted or beyond:
+            raise ProtocolError("the trusted machine sent a result of another plan or other inputs")
 
     def _require_receipt(self, result: Result, key: Ed25519PublicKey) -> None:
         """Refuse outputs of a ticket without the receipt of these very outputs.

@@ -12,5 +12,7 @@ PLAN, TEMPLATE = "plan", "template"
 PIECE_BYTES = 8 << 20
 RUN_BYTES = 256 << 20
 """Of the inputs of one call."""
+RESULT_BYTES = 256 << 20
+"""Of the packed result of one call. The service holds it, and keeps it to send it again."""
 ANSWER_S = 660.0
 """How long a caller waits for an answer: longer than a call may take."""

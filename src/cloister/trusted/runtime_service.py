@@ -8,13 +8,13 @@ their calls are bounded, and whoever reads slowly holds up himself.
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from cloister.attest.attested_conversation import Operation
-from cloister.attest.attested_service import AttestedService
+from cloister.attest.attested_conversation import MOST_AT_ONCE, Operation
+from cloister.attest.attested_service import CONNECTIONS, AttestedService
 from cloister.attest.attester import Attester
 from cloister.attest.channel import AttestedChannel
 from cloister.attest.handshake import Prover
@@ -38,10 +38,11 @@ from cloister.trusted.runtime_messages import (
     UPLOAD,
 )
 from cloister.trusted.sealed_memory import MemoryAllowance, SealedMemory, SharedFiles
-from cloister.wire.https.admission import ServerLimits
 from cloister.wire.https.bodies import Body
 
 _MORE_THREADS = 16
+STOP_S = 5.0
+"""How long calls in flight have when the service stops."""
 _BODY_BYTES = 1 << 16
 """Of a call without a tensor, and of what stands around one."""
 
@@ -112,15 +113,23 @@ class RuntimeService:
             operations=self._operations,
             closed=self._left,
             limits=SessionLimits(sessions=self._limits.sessions, idle_s=self._limits.idle_s),
-            # A run keeps its thread; handshakes and uploads of others have threads besides.
-            server_limits=ServerLimits(threads=self._limits.sessions + _MORE_THREADS),
+            # Runs keep their threads; handshakes and uploads of others have threads besides. Each
+            # conversation has a share of the bytes in flight, and strangers have one.
+            server_limits=replace(
+                CONNECTIONS,
+                threads=MOST_AT_ONCE * self._limits.sessions + _MORE_THREADS,
+                per_share=self._limits.sessions + 1,
+            ),
             max_call_bytes=RUN_BYTES + _BODY_BYTES,
         )
         self.url = self._service.url
 
     def close(self) -> None:
-        """Answer what is in flight, then end all sessions."""
+        """Answer what is in flight and takes STOP_S at most, then end all sessions."""
+        late = threading.Timer(STOP_S, self._interrupt)
+        late.start()
         self._service.close()
+        late.cancel()
         if self._plan is not None:
             self._files.release(self._plan)
             self._plan = None
@@ -142,6 +151,13 @@ class RuntimeService:
             }  # fmt: skip
         caller.offer(self._plan, self._bundle, rng=self._rng)
         return found | {OPEN: opened}
+
+    def _interrupt(self) -> None:
+        """End the processes of all sessions: a plan may compute as long as a call may take."""
+        with self._lock:
+            callers = list(self._callers.values())
+        for caller in callers:
+            caller.interrupt()
 
     def _left(self, channel: AttestedChannel) -> None:
         with self._lock:
@@ -207,7 +223,13 @@ class _Caller:
         if self._session is not None:
             raise ProtocolError("open: a conversation has one session")
         template = self._files.get(TEMPLATE)
+        # Here already while it opens: what the service has to interrupt may be that.
         self._session = HostedSession(plan, template, self._settings, bundle=self._keys)
+        try:
+            self._session.open()
+        except BaseException:
+            self._session = None
+            raise
         key = b"" if self._meter is None else self._meter.receipt_key
         return Body({"receipt_key": key.hex()})
 
@@ -228,6 +250,12 @@ class _Caller:
                 pack_result(bought_result(result, self._meter, rng=self._rng)), np.uint8
             )
         return Body({}, (found,))
+
+    def interrupt(self) -> None:
+        """End the session's process, from any thread; a call that waits for it fails."""
+        session = self._session
+        if session is not None:
+            session.close()
 
     def close(self) -> None:
         """End the session and forget the files."""

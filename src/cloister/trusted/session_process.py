@@ -5,10 +5,7 @@ arguments   descriptors: a socket, the plan, the model with free sizes or NO_FIL
 It opens the session, then answers packed inputs with packed results until the socket is closed.
 """
 
-import os
-import select
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -19,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cloister.bundle.bundle_keys import BundleKey
 from cloister.bundle.sealed_bundle import SealedBundle
-from cloister.errors import BundleError
+from cloister.errors import BundleError, InputError
 from cloister.graph import graph_file
 from cloister.plan.plan import Plan
 from cloister.trusted.clips import OnClip
@@ -35,15 +32,17 @@ from cloister.trusted.hosted_session import (
 from cloister.trusted.packed_result import pack_result
 from cloister.trusted.packed_values import unpack
 from cloister.trusted.query_counter import QueryCounter
+from cloister.trusted.runtime_messages import RESULT_BYTES
 from cloister.trusted.sealed_memory import mapped
 from cloister.trusted.session import Session
+from cloister.wire.process_end import end_with
 
 
 def main(arguments: Sequence[str]) -> int:
     """Serve one session until its other end is closed."""
     control, plan, template = map(int, arguments)
     hide_memory()  # the processes of other clients belong to the same user
-    threading.Thread(target=_end_with, args=(control,), daemon=True).start()
+    end_with([control])
     with Connection(control) as channel:
         try:
             session = _opened(channel, plan, template)
@@ -57,12 +56,21 @@ def main(arguments: Sequence[str]) -> int:
             except EOFError:
                 return 0
             try:
-                answer = pack_result(session.run(unpack(asked)))
+                answer = _bounded(pack_result(session.run(unpack(asked))))
             except Exception as error:  # noqa: BLE001  (as above)
                 _answer(channel, REFUSED, refusal(error))
             else:
                 _answer(channel, DONE, answer)
             del asked
+
+
+def _bounded(result: bytes) -> bytes:
+    if len(result) > RESULT_BYTES:
+        raise InputError(
+            f"the result has {len(result)} B, of {RESULT_BYTES} that the trusted machine gives at "
+            "once; run fewer inputs at a time"
+        )
+    return result
 
 
 def _answer(channel: Connection, status: bytes, answer: bytes) -> None:
@@ -107,14 +115,6 @@ def _hidden_end(plan: Plan, told: dict[str, Any] | None) -> dict[str, Any]:
         "engine": keys.engine,
         "counter": None if counter is None else QueryCounter.open(Path(counter)),
     }
-
-
-def _end_with(descriptor: int) -> None:
-    """End this process, whatever it computes, once the other end of a socket is closed."""
-    gone = select.poll()
-    gone.register(descriptor, 0)  # a hang-up is always reported
-    gone.poll()
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ that wants more fails, or ends its process; other clients have other processes.
 Both ends exchange the wire's frames over a stream socket, one request at a time.
 """
 
-import os
 import resource
-import select
 import socket
 import subprocess
 import threading
@@ -24,6 +22,7 @@ from cloister.wire.codec import DEFAULT_MAX_PAYLOAD_BYTES, Head, encode
 from cloister.wire.grpc.frames import FRAME_BYTES, Assembler, to_frames
 from cloister.wire.messages import Answer, Apply, Failure, LoadSegment, Message
 from cloister.wire.process import python, start, thread_settings
+from cloister.wire.process_end import end_with
 from cloister.worker.budget import MemoryBudget, Reservation
 from cloister.worker.targets import Cost
 
@@ -181,7 +180,7 @@ def serve_segments(descriptor: int, handle: Callable[[Message], Message | None])
 
     Raises   ProtocolError when the worker breaks the protocol
     """
-    threading.Thread(target=_end_with, args=(descriptor,), daemon=True).start()
+    end_with([descriptor])
     with Connection(descriptor) as channel:
         while True:
             try:
@@ -192,14 +191,6 @@ def serve_segments(descriptor: int, handle: Callable[[Message], Message | None])
             if reply is not None:
                 for frame in to_frames(encode(reply)):
                     channel.send_bytes(frame)
-
-
-def _end_with(descriptor: int) -> None:
-    """End this process, whatever it computes, once the other end of a socket is closed."""
-    gone = select.poll()
-    gone.register(descriptor, 0)  # a hang-up is always reported
-    gone.poll()
-    os._exit(0)
 
 
 def _receive(channel: Connection, admit: Callable[[int], None]) -> Message:

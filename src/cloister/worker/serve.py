@@ -9,6 +9,7 @@ from functools import partial
 from cloister.base.tls_identity import TlsIdentity
 from cloister.errors import CloisterError, InputError, ProtocolError
 from cloister.wire.messages import Failure
+from cloister.wire.process_end import end_with
 from cloister.worker.budget import MemoryBudget
 from cloister.worker.byzantine import ByzantineEngine, Lie
 from cloister.worker.engine import Engine, described
@@ -134,6 +135,7 @@ def _serve_descriptors(options: argparse.Namespace, lie: Lie | None) -> None:
         except ProtocolError as error:
             broken.append(error)
 
+    end_with(options.fd)
     *others, last = options.fd
     threads = [threading.Thread(target=serve, args=(descriptor,)) for descriptor in others]
     for thread in threads:

@@ -117,10 +117,11 @@ class HttpsClient:
         tensors: Sequence[np.ndarray] = (),
         *,
         retry_for_s: float | None = None,
+        max_answer_bytes: int | None = None,
     ) -> Body:
         """Ask, and ask again while the connection is lost or the server is busy.
 
-        retry_for_s   another time than that of this client
+        retry_for_s, max_answer_bytes   others than those of this client
 
         Raises   what the server raised, by class; `unavailable` when it cannot be reached or is
                  busy; ProtocolError when its answer is not one
@@ -128,10 +129,11 @@ class HttpsClient:
         request = encode(Body(fields, tuple(tensors)))
         again_s = self._retry_for_s if retry_for_s is None else retry_for_s
         deadline, delay = time.monotonic() + again_s, 0.05
+        most = self._max if max_answer_bytes is None else max_answer_bytes
         with self._lock:
             while True:
                 try:
-                    status, answer = self._once(operation, request)
+                    status, answer = self._once(operation, request, most)
                     if status != BUSY or time.monotonic() + BUSY_PAUSE_S > deadline:
                         break
                     time.sleep(BUSY_PAUSE_S)
@@ -164,7 +166,7 @@ class HttpsClient:
         with self._lock:
             self._drop()
 
-    def _once(self, operation: str, request: bytes) -> tuple[int, bytes]:
+    def _once(self, operation: str, request: bytes, most: int) -> tuple[int, bytes]:
         if self._connection is None:
             connection = http.client.HTTPSConnection(
                 self._host,
@@ -182,9 +184,9 @@ class HttpsClient:
                 connection.sock.setsockopt(socket.IPPROTO_TCP, option, value)
         response = self._exchange(self._connection, operation, request)
         length = response.length
-        if length is None or length > self._max:
+        if length is None or length > most:
             self._drop()
-            raise ProtocolError(f"{self._url}: answered without a length, or beyond {self._max} B")
+            raise ProtocolError(f"{self._url}: answered without a length, or beyond {most} B")
         answer = response.read()
         if response.will_close:
             # Here, not in the library, which would connect anew without looking at the pin.
