@@ -10,6 +10,7 @@ import pytest
 from broker.brokers import BEGIN, CHIP, CODE, MACHINE, METER, SetTime, Vendor, manifest_for
 from bundle.bundles import FOREIGN_SIGNER, KEY, SIGNER, VENDOR
 from cloister.attest.attested_client import AttestedClient
+from cloister.attest.sealed_messages import as_tensor
 from cloister.broker.broker import UNLICENSED_CALLS
 from cloister.broker.lease_counter import LeaseCounter
 from cloister.broker.licensed_sessions import LicensedSessions
@@ -202,6 +203,22 @@ def test_a_revoked_licence_gets_nothing_more(vendor):
         terms(vendor)
         assert counter.read() == 1
     assert refusals(vendor)[0] == {"revoked": 3}
+
+
+@pytest.mark.parametrize("why", ["revoked", "expired"])
+def test_a_session_that_asks_again_gets_no_key_that_it_may_not_have_any_more(vendor, why):
+    body = {"meter": METER.hex()}, (as_tensor(vendor.ticket().signed_by(SIGNER)),)
+    with vendor.serving() as service, vendor.client(service.url) as client:
+        client.release()
+        conversation = client._licensed.conversation
+        assert len(conversation.call("release", *body).tensors) == 2
+        if why == "revoked":
+            terms(vendor, revoked=True)
+        else:
+            vendor.time.forward(days=31)
+        with pytest.raises((ReleaseError, TicketError), match=why):
+            conversation.call("release", *body)
+    assert len(vendor.releases()) == 1
 
 
 def test_a_licence_runs_on_as_many_chips_as_it_may(tmp_path):

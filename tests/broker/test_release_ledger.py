@@ -30,13 +30,18 @@ RELEASE = {
     "meter": METER.hex(),
     "ticket": TICKET.hex(),
     "measurement": "bb",
+    "bundle": (b"b" * 16).hex(),
+    "format": "simulated",
+    "hardware_rooted": False,
 }
 
 
 @pytest.fixture
 def path(tmp_path):
     made = tmp_path / release_ledger.FILE
-    release_ledger.create(made, {"vendor": "cc"}, terms=LicenseTerms(), time=100)
+    release_ledger.create(
+        made, {"certificate": "ce", "vendor": "cc"}, terms=LicenseTerms(), time=100
+    )
     return made
 
 
@@ -128,6 +133,41 @@ def test_an_entry_that_lacks_fields_is_refused(path, text):
     edit(path, "INSERT INTO entries VALUES (7, ?, ?)", text, digest)
     with pytest.raises(EncryptionError, match="entry 7"):
         read_ledger(path)
+
+
+@pytest.mark.parametrize(
+    ("time", "fields", "message"),
+    [
+        (10**30, {}, "at time 1000000000000000000000000000000"),
+        (-1, {}, "at time -1"),
+        (7, {"hardware_rooted": 1}, "has no hardware_rooted, or one of another type"),
+        (7, {"bundle": ["b"] * 9}, "has no bundle, or one of another type"),
+        (7, {"measurement": None}, "has no measurement, or one of another type"),
+    ],
+)
+def test_an_entry_that_cannot_be_shown_is_refused(path, time, fields, message):
+    with changing(path) as change:
+        change.append(EntryKind.RELEASE, {**RELEASE, **fields}, time=time)
+    with pytest.raises(EncryptionError, match=message):
+        read_ledger(path)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "ALTER TABLE entries RENAME TO kept; CREATE VIEW entries (number, text, digest) AS "
+        "WITH RECURSIVE endless (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM endless) "
+        "SELECT kept.number, kept.text, kept.digest FROM kept, endless WHERE kept.number = 1",
+        "CREATE TRIGGER undo AFTER INSERT ON entries BEGIN DELETE FROM entries; END",
+        "CREATE TABLE more (number INTEGER)",
+    ],
+)
+def test_a_file_with_views_or_triggers_is_no_ledger(path, script):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+    for opened in (read_ledger, ReleaseLedger):
+        with pytest.raises(EncryptionError, match="has other tables than a ledger"):
+            opened(path)
 
 
 def test_nothing_of_a_change_that_failed_is_kept(path):

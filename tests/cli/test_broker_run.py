@@ -1,8 +1,10 @@
 """`cloister run --broker`: the vendor's broker releases the key, and its ledger says so."""
 
+import contextlib
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -153,6 +155,15 @@ def test_a_revoked_licence_runs_no_more(cloister, folder):
         assert "no key was released for licence acme-7 so far" in ran.err
         assert "licence acme-7: the vendor has revoked it" in run(url, code=2)
     assert releases(cloister)[1]["refusals"] == {"revoked": 1}
+
+
+def test_refusals_are_shown_as_text_that_does_not_steer_the_terminal(cloister, folder):
+    with contextlib.closing(sqlite3.connect("broker/releases.sqlite")) as ledger:
+        ledger.execute("INSERT INTO refusals VALUES (?, 1)", ("\x1b[2J",))
+        ledger.commit()
+    shown = cloister("broker", "ledger", "broker")
+    assert shown.code == 0
+    assert r"refused for \x1b[2J: 1" in shown.out
 
 
 def test_a_machine_that_the_policy_does_not_know_gets_nothing(cloister, folder):

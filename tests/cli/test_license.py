@@ -231,6 +231,10 @@ def test_receipts_are_verified_offline(cloister, spent):
     assert "not verified" not in ran.out
     ran = cloister(*SHOW, "--receipts", "meter/receipts")
     assert "not verified without --receipt-key" in ran.out
+    for pinned in (False, True):
+        named = ("--receipt-key", key_of(issued())) if pinned else ()
+        told = cloister(*SHOW, "--receipts", "meter/receipts", *named, "--json")
+        assert json.loads(told.out)["receipts"]["signer_pinned"] is pinned
     other = cloister(*SHOW, "--receipts", "meter/receipts", "--receipt-key", "00" * 32)
     assert "no valid signature of meter 0000" in refused(other)
 

@@ -9,16 +9,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import nets
+from broker.brokers import Vendor
 from cloister.attest.runtime_manifest import ISOLATED
 from cloister.base.rng import SystemRandom
 from cloister.bundle.bundle_keys import create_keys
+from cloister.cli import trusted_verbs
 from cloister.errors import ServiceUnavailable
 from cloister.trusted import remote_session
+from cloister.trusted.hosted_session import BundleKeys
+from cloister.trusted.runtime_service import ServedBundle
 from cloister.trusted.session import Session
 from trusted.runtimes import Played
 from trusted.test_hosted_session import plan_of
@@ -263,6 +268,35 @@ def test_a_broker_releases_the_key_to_a_machine(cloister, played, vendor):
     kept = f"entry {entry['number']} of the broker's ledger, {entry['digest']}"
     assert kept in Path("notes").read_text()
     assert [one["count"] for one in ledger["counters"]] == [10]
+
+
+@pytest.mark.parametrize("way", ["--broker", "--key"])
+def test_memory_is_hidden_before_a_key_is_in_it(monkeypatch, tmp_path, way):
+    """A meter whose lock is held keeps the process waiting with the key."""
+
+    def key(*_):
+        done.append("key")
+        raise KeyError
+
+    done = []
+    monkeypatch.setattr(trusted_verbs, "hide_memory", lambda: done.append("hidden"))
+    monkeypatch.setattr(trusted_verbs, "load_content_key", key)
+    sold = Vendor.make(tmp_path)
+    client = SimpleNamespace(release=key, close=lambda: None) if way == "--broker" else None
+    given = SimpleNamespace(client=lambda *_, **__: client)
+    trust = SimpleNamespace(vendor=tmp_path / "vendor.pub", at_least=None)
+    served = trusted_verbs._served(
+        sold.bundle(), trust, given, tmp_path / "content.key", None, None, None
+    )
+    with pytest.raises(KeyError), served:
+        pass
+    assert done == ["hidden", "key"]
+
+
+def test_the_keys_of_a_bundle_are_in_no_message():
+    keys = BundleKeys(Path("a.bundle"), bytes(16), b"K" * 32, bytes(32))
+    assert "KK" not in repr(keys)
+    assert "KK" not in repr(ServedBundle(None, keys))
 
 
 @pytest.mark.parametrize(

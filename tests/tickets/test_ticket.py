@@ -116,6 +116,7 @@ def test_the_test_writes_documents_as_the_library_does():
         {"counter": {"kind": "tpm", "identity": "", "start": 0}},
         {"counter": {"kind": "lease", "identity": "00", "start": 0}},
         {"counter": {"kind": "lease", "identity": "", "start": -1}},
+        {"counter": {"kind": "lease", "identity": "", "start": MAX_SERIAL - 9}},
         {"counter": {"kind": "lease", "identity": "", "start": 0, "more": 0}},
         {"more": 1},
     ],

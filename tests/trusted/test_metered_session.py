@@ -1,7 +1,11 @@
 """Metered sessions: what is released is spent, and what is not spent is not released."""
 
 import hashlib
+import os
 import traceback
+import types
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +15,8 @@ import nets
 from cloister.base.rng import SystemRandom
 from cloister.errors import (
     BudgetError,
+    CounterError,
+    ForkError,
     InputError,
     PlanError,
     RollbackError,
@@ -23,7 +29,7 @@ from cloister.tickets.receipt import Receipt
 from cloister.tickets.ticket import OutputMode
 from cloister.tickets.ticket_meter import TicketMeter
 from cloister.trusted import module_engines
-from cloister.trusted.metered_session import MeteredSession
+from cloister.trusted.metered_session import MeteredSession, bought_result
 from cloister.trusted.report import Result
 from cloister.trusted.session import Session
 from cloister.wire.inprocess import InProcessLink
@@ -99,7 +105,6 @@ def test_each_mode_releases_what_it_says(started, tmp_path, mode):
             # This model answers scores.
             with pytest.raises(InputError, match="are no probabilities"):
                 metered.run(samples(1))
-            assert opened.left() == 10
             return
         (found,) = metered.run(samples(1)).outputs.values()
     assert found.dtype == np.int64
@@ -174,6 +179,108 @@ def test_outputs_that_were_not_spent_are_nowhere(started, opened, error):
     assert all(one.tobytes() != wanted for one in arrays)
     assert caught.value.__cause__ is None
     assert hashlib.sha256(wanted).hexdigest() not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "rows"),
+    [
+        (OutputMode.LABEL, [[np.inf, 0]]),
+        (OutputMode.LABEL, [[0, np.nan]]),
+        (OutputMode.TOP_K, [[np.inf, 0]]),
+        (OutputMode.PROBABILITIES, [[0.5, 0.6]]),
+        (OutputMode.PROBABILITIES, [[np.nan, 0.5]]),
+    ],
+)
+def test_a_refusal_that_tells_of_scores_is_paid_for(started, tmp_path, mode, rows):
+    """Else whoever chooses inputs could ask without an end whether their scores are such."""
+    top = 1 if mode is OutputMode.TOP_K else None
+    opened = meter(tmp_path / "meter", ticket(outputs=mode, top=top), counter=MemoryCounter())
+    with session() as own:
+        plain = own.run(samples(1))
+    result = replace(plain, outputs={"y": np.array(rows, np.float32)})
+    for left in reversed(range(10)):
+        with pytest.raises(InputError, match="its inputs are paid for") as caught:
+            bought_result(result, opened, rng=SystemRandom())
+        assert opened.left() == left
+        assert caught.value.__cause__ is None
+    # Nothing is left to ask with: the answer is the same for all scores.
+    with pytest.raises(BudgetError, match="0 of its 10 outputs are left"):
+        bought_result(result, opened, rng=SystemRandom())
+
+
+@pytest.mark.parametrize(
+    ("mode", "top", "outputs"),
+    [
+        (OutputMode.TOP_K, 3, {"y": np.zeros((1, 2), np.float32)}),
+        (OutputMode.LABEL, None, {"y": np.zeros((1, 2, 2), np.float32)}),
+        (OutputMode.LABEL, None, {"y": np.zeros((1, 2)), "z": np.zeros((1, 2))}),
+    ],
+)
+def test_a_ticket_that_does_not_fit_the_bundle_costs_nothing(started, tmp_path, mode, top, outputs):
+    """The sizes of outputs are no secret."""
+    opened = meter(tmp_path / "meter", ticket(outputs=mode, top=top), counter=MemoryCounter())
+    with session() as own:
+        result = replace(own.run(samples(1)), outputs=outputs)
+    with pytest.raises(InputError):
+        bought_result(result, opened, rng=SystemRandom())
+    assert opened.left() == 10
+
+
+def frames_of(error: BaseException) -> list[types.FrameType]:
+    """All frames that an error keeps: its own, those of errors before it, and their callers'."""
+    coming: list[object] = [error]
+    found: list[types.FrameType] = []
+    while coming:
+        one = coming.pop()
+        if isinstance(one, BaseException):
+            coming += [one.__context__, one.__cause__]
+            coming += [frame for frame, _ in traceback.walk_tb(one.__traceback__)]
+        elif isinstance(one, types.FrameType) and one not in found:
+            found.append(one)
+            coming.append(one.f_back)
+    return found
+
+
+def values_in(found: object, *, deep: int = 4) -> Iterator[np.ndarray]:
+    if isinstance(found, np.ndarray):
+        yield found
+    elif deep and isinstance(found, dict | list | tuple):
+        for one in found.values() if isinstance(found, dict) else found:
+            yield from values_in(one, deep=deep - 1)
+    elif deep and hasattr(found, "outputs"):
+        yield from values_in(found.outputs, deep=deep - 1)
+
+
+@pytest.mark.parametrize("attack", ["progress raises", "the counter is moved"])
+def test_no_frame_of_an_error_keeps_outputs(started, tmp_path, attack):
+    wanted, counter = scores(2), MemoryCounter()
+    opened = meter(tmp_path / "meter", counter=counter)
+
+    def advanced(before: int, to: int) -> None:
+        counter.value += 1
+        raise CounterError("another copy")
+
+    def progress(done: int, total: int) -> None:
+        if done == total and attack == "progress raises":
+            raise KeyError("stop")
+
+    counter.advance = advanced
+    with session() as own:
+        metered = MeteredSession(own, opened, rng=SystemRandom())
+        with pytest.raises((KeyError, ForkError)) as caught:
+            metered.run(samples(2), progress=progress)
+        frames = frames_of(caught.value)
+    assert any("metered_session" in frame.f_code.co_filename for frame in frames)
+    source = f"src{os.sep}cloister"
+    kept = [
+        array
+        for frame in frames
+        if source in frame.f_code.co_filename
+        for value in frame.f_locals.values()
+        for array in values_in(value)
+    ]
+    assert kept  # the inputs
+    assert not any(one.shape == wanted.shape and np.allclose(one, wanted) for one in kept)
 
 
 def test_outputs_of_a_session_that_lost_its_quota_meanwhile_are_not_released(started, opened):

@@ -46,7 +46,9 @@ class DatabaseKind:
             if (found, tables) == ((0, 0), 0):
                 sqlite.mark(database, self.application_id, self.version)
                 database.execute(self.schema)
-            elif found != (self.application_id, self.version):
+            elif found != (self.application_id, self.version) or not has_schema(
+                database, self.schema
+            ):
                 raise self.error(
                     f"{self.what} {path}: is none that this version reads; give another file"
                 )
@@ -57,3 +59,17 @@ class DatabaseKind:
         Raises   `error`
         """
         return sqlite.transaction(path, what=self.what, timeout_s=BUSY_TIMEOUT_S, kind=self.error)
+
+
+def has_schema(connection: sqlite3.Connection, schema: str) -> bool:
+    """Whether a file has the tables of a schema and nothing else.
+
+    A view in a table's place can have rows without an end, and a trigger can undo a change.
+    """
+    with contextlib.closing(sqlite3.connect(":memory:")) as wanted:
+        wanted.executescript(schema)
+        return _described(connection) == _described(wanted)
+
+
+def _described(connection: sqlite3.Connection) -> set[tuple[object, ...]]:
+    return set(connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master"))

@@ -152,6 +152,16 @@ class Broker:
             raise self.refuse(*refused)
         return RecordedRelease(BundleKey(ticket.bundle_id, key), meter_key, entry)
 
+    def require_usable(self, ticket: Ticket) -> None:
+        """Refuse a licence that the vendor has revoked since its release, and an expired ticket.
+
+        Raises   ReleaseError, TicketError, counted; EncryptionError
+        """
+        with self._ledger.changing() as change:
+            refused = self._licence_refusal(change, ticket)
+        if refused is not None:
+            raise self.refuse(*refused)
+
     def read_counter(self, ticket: Ticket, meter: bytes) -> int:
         """The count of a leased counter.
 
@@ -189,6 +199,15 @@ class Broker:
         self, change: LedgerChange, ticket: Ticket, meter: bytes
     ) -> tuple[RefusalKind, CloisterError] | None:
         """Why a licence may not use a leased counter now."""
+        if change.counter(ticket.digest, meter) is None:
+            name = f"licence {ticket.license}"
+            return RefusalKind.COUNTER, ReleaseError(f"{name}: its meter has no counter here")
+        return self._licence_refusal(change, ticket)
+
+    def _licence_refusal(
+        self, change: LedgerChange, ticket: Ticket
+    ) -> tuple[RefusalKind, CloisterError] | None:
+        """Why a licence that had its release may not be used now."""
         name = f"licence {ticket.license}"
         if change.terms(ticket.license).revoked:
             return RefusalKind.REVOKED, ReleaseError(f"{name}: the vendor has revoked it")
@@ -196,8 +215,6 @@ class Broker:
             ticket.require_time(self.now())
         except CloisterError as error:
             return RefusalKind.TIME, error
-        if change.counter(ticket.digest, meter) is None:
-            return RefusalKind.COUNTER, ReleaseError(f"{name}: its meter has no counter here")
         return None
 
     def _advance_refusal(
@@ -237,6 +254,7 @@ class BrokerSession:
         """See Broker.release; again for the same ticket and meter, the first answer.
 
         Secret   result
+        Raises   as `Broker.release`, and again once the licence may not be used any more
         """
         broker, channel = self._broker, self._channel
         self._require_license()
@@ -248,6 +266,7 @@ class BrokerSession:
             )
             self._granted = asked, meter, found
             broker.sessions.add(asked.license, channel)
+            return found
         granted, granted_meter, found = self._granted
         if granted != asked or granted_meter != meter:
             reason = (
@@ -255,6 +274,7 @@ class BrokerSession:
                 f"{granted.license}, found licence {asked.license}; open a session for each"
             )
             raise broker.refuse(RefusalKind.TICKET, ReleaseError(reason))
+        broker.require_usable(asked)
         return found
 
     def read_counter(self) -> int:

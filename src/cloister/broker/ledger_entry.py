@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from cloister.base.reading import parsing
 from cloister.errors import EncryptionError
+from cloister.tickets.ticket import MAX_TIME
 
 LABEL = b"cloister ledger of releases v1\0"
 DIGEST_BYTES = 32
@@ -31,6 +32,21 @@ class EntryKind(StrEnum):
     TERMS = "terms"
     """The limits of a licence, or that it is revoked."""
     RELEASE = "release"
+
+
+_TEXT, _COUNT, _TRUTH = (str,), (int,), (bool,)
+_FIELDS: Mapping[EntryKind, Mapping[str, tuple[type, ...]]] = {
+    EntryKind.CREATED: {"certificate": _TEXT},
+    EntryKind.BUNDLE: {"bundle": _TEXT, "key_sha256": _TEXT},
+    EntryKind.TERMS: {
+        "license": _TEXT, "chips": (int, type(None)), "meters": _COUNT, "revoked": _TRUTH,
+    },
+    EntryKind.RELEASE: {
+        "license": _TEXT, "bundle": _TEXT, "ticket": _TEXT, "meter": _TEXT, "format": _TEXT,
+        "measurement": _TEXT, "chip": _TEXT, "hardware_rooted": _TRUTH,
+    },
+}  # fmt: skip
+"""What a reader of the ledger relies on."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +97,11 @@ def read_entry(text: str, digest: bytes, *, number: int, before: bytes) -> Ledge
     with parsing(f"{what}: is damaged", kind=EncryptionError):
         found = json.loads(text)
         stated, kind, time = found.pop("number"), EntryKind(found.pop("kind")), found.pop("time")
-    if stated != number or type(time) is not int:
+    if stated != number or type(time) is not int or not 0 <= time <= MAX_TIME:
         raise EncryptionError(f"{what}: says that it is entry {stated}, at time {time}")
+    for name, kinds in _FIELDS[kind].items():
+        if type(found.get(name)) not in kinds:
+            raise EncryptionError(f"{what}: has no {name}, or one of another type")
     return LedgerEntry(number, kind, time, found, digest)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cloister.base import files, sqlite
+from cloister.base.database_kind import has_schema
 from cloister.broker.ledger_entry import GENESIS, EntryKind, LedgerEntry, next_entry
 from cloister.errors import EncryptionError, InputError
 
@@ -334,6 +335,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         stack.callback(connection.close)
         if sqlite.marks(connection) != (APPLICATION_ID, FORMAT):
             raise EncryptionError(f"{path}: is not the ledger of a broker of this version")
+        if not has_schema(connection, _SCHEMA):
+            raise EncryptionError(f"{path}: has other tables than a ledger; restore the folder")
         connection.execute("PRAGMA journal_mode = WAL")
         stack.pop_all()
     return connection

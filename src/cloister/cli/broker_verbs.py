@@ -24,7 +24,7 @@ from cloister.cli import options
 from cloister.cli.attest_verbs import CollateralPaths
 from cloister.cli.console import emit_json, err, note, out, table
 from cloister.cli.serving import serve_until_interrupted
-from cloister.errors import InputError, VerificationError
+from cloister.errors import InputError, VerificationError, printable
 from cloister.trusted.engines.sandbox import hide_memory
 
 ANY = "any"
@@ -239,7 +239,7 @@ def _show(found: LedgerContents) -> None:
     for kind, count in found.refusals.items():
         last = [one for one in found.last_refusals if one.kind == kind][-1:]
         told = "".join(f"; the last: {one.message}" for one in last)
-        console.print(Text(f"refused for {kind}: {count}{told}"), soft_wrap=True)
+        console.print(Text(printable(f"refused for {kind}: {count}{told}")), soft_wrap=True)
     head = found.head
     console.print(
         f"the chain holds: {head.number} entries, the last one {head.digest.hex()}", soft_wrap=True

@@ -237,7 +237,9 @@ def show(
             {
                 "tickets": [_fields(one) for one in found],
                 "verified": vendor is not None,
-                "receipts": None if folder is None else _folder_fields(folder),
+                "receipts": None
+                if folder is None
+                else _folder_fields(folder, pinned=receipt_key is not None),
                 "meter": None if spent is None else [_receipt_fields(one) for one in spent],
             }
         )
@@ -358,9 +360,10 @@ def _receipt_fields(receipt: Receipt) -> dict[str, object]:
     }
 
 
-def _folder_fields(folder: ReceiptFolder) -> dict[str, object]:
+def _folder_fields(folder: ReceiptFolder, *, pinned: bool) -> dict[str, object]:
     return {
         "signer": folder.signer,
+        "signer_pinned": pinned,
         "outputs": folder.outputs,
         "gaps": [[gap.start, gap.stop - 1] for gap in folder.gaps],
         "receipts": [_receipt_fields(receipt) for receipt in folder.receipts],

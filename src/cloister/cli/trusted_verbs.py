@@ -182,6 +182,8 @@ def _served(
     bundle_id, public = found.header.bundle_id, vendor.public_bytes_raw()
     with contextlib.ExitStack() as stack:
         client = bought.client(str(path), vendor=trust.vendor, key=key, machine=machine)
+        # Before it holds a key: a meter that others lock could keep it waiting with one.
+        hide_memory()
         if client is not None:
             stack.callback(client.close)
             released = client.release()

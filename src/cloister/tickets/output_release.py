@@ -31,6 +31,34 @@ def released(
 
     Of equal scores, the lower class comes first.
 
+    Raises   InputError for scores that are not finite or no distribution, which tells of them; and
+             as `require_form`
+    """
+    name, found = require_form(outputs, mode, top=top, count=count)
+    if found.ndim == 1:
+        return {name: found.astype(np.int64)}
+    if not np.isfinite(found).all():
+        raise InputError(f"output {name!r}: has scores that are not finite; nothing was released")
+    if mode is OutputMode.LABEL:
+        return {name: found.argmax(axis=1).astype(np.int64)}
+    if mode is OutputMode.TOP_K:
+        best = np.argsort(-found, axis=1, kind="stable")[:, :top]
+        return {name: best.astype(np.int64)}
+    if not _are_distributions(found):
+        raise InputError(
+            f"output {name!r}: its rows are no probabilities, which the ticket releases; nothing "
+            "was released; ask its vendor for a bundle that answers them"
+        )
+    return {name: found.copy()}
+
+
+def require_form(
+    outputs: Mapping[str, Any], mode: OutputMode, *, top: int | None, count: int
+) -> tuple[str, np.ndarray]:
+    """The name and the array of the one output, if a ticket can release it for so many inputs.
+
+    It looks at sizes and types, which the bundle shows, and at no value.
+
     Raises   InputError for outputs that are not one row of scores for each input
     """
     if len(outputs) != 1:
@@ -39,24 +67,18 @@ def released(
     if not isinstance(found, np.ndarray) or found.shape[:1] != (count,):
         raise InputError(f"output {name!r}: has no row for each input; the ticket releases {mode}")
     if mode is OutputMode.LABEL and found.ndim == 1 and found.dtype.kind in "iu":
-        return {name: found.astype(np.int64)}
+        return name, found
     if found.ndim != 2 or found.dtype.kind != "f" or not found.shape[1]:
         raise InputError(
             f"output {name!r}: is not one row of scores for each input, of which the ticket "
             f"releases {mode}; ask its vendor for a ticket or bundle that fits"
         )
-    if not np.isfinite(found).all():
-        raise InputError(f"output {name!r}: has scores that are not finite; nothing was released")
-    if mode is OutputMode.LABEL:
-        return {name: found.argmax(axis=1).astype(np.int64)}
-    if mode is OutputMode.TOP_K and top is not None:
-        return {name: _best(found, top, name)}
-    if mode is OutputMode.PROBABILITIES and _are_distributions(found):
-        return {name: found.copy()}
-    raise InputError(
-        f"output {name!r}: its rows are no probabilities, which the ticket releases; ask its "
-        "vendor for a bundle that answers them"
-    )
+    if top is not None and top > found.shape[1]:
+        raise InputError(
+            f"output {name!r}: has {found.shape[1]} classes, and the ticket is for the best {top}; "
+            "ask its vendor for a ticket that fits"
+        )
+    return name, found
 
 
 def commitment(outputs: Mapping[str, np.ndarray], opening: bytes) -> bytes:
@@ -67,16 +89,6 @@ def commitment(outputs: Mapping[str, np.ndarray], opening: bytes) -> bytes:
     writer = Writer(_MAGIC, _FORMAT)
     described = {name: writer.tensor(outputs[name]) for name in sorted(outputs)}
     return hmac.digest(opening, writer.finish(described).to_bytes(), "sha256")
-
-
-def _best(scores: np.ndarray, top: int, name: str) -> np.ndarray:
-    classes = scores.shape[1]
-    if top > classes:
-        raise InputError(
-            f"output {name!r}: has {classes} classes, and the ticket is for the best {top}; ask "
-            "its vendor for a ticket that fits"
-        )
-    return np.argsort(-scores, axis=1, kind="stable")[:, :top].astype(np.int64)
 
 
 def _are_distributions(rows: np.ndarray) -> bool:

@@ -159,6 +159,11 @@ class Ticket:
             raise TicketError(f"outputs {OutputMode.TOP_K}: give top, the number of classes")
         if self.outputs is not OutputMode.TOP_K and self.top is not None:
             raise TicketError(f"top: goes with outputs {OutputMode.TOP_K} alone; leave it out")
+        if self.counter.start + self.quota > MAX_SERIAL:
+            raise TicketError(
+                f"counter {self.counter.kind}: start {self.counter.start} leaves no room for "
+                f"{self.quota} outputs below {MAX_SERIAL}"
+            )
         if self.top is not None and not 1 <= self.top <= MAX_TOP:
             raise TicketError(f"top {self.top}: give 1 to {MAX_TOP}")
 

@@ -55,7 +55,7 @@ class HostSettings:
             raise InputError(f"a session needs at least {LEAST_BYTES >> 20} MiB of memory")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BundleKeys:
     """What opens the bundle whose hidden end the session's process runs, and no other bundle.
 
