@@ -186,7 +186,7 @@ def test_the_digest_of_a_paravisor_names_no_code_of_its_guest(amd):
     found = verify(azure(report, text), vendor.collateral, now=NOW)
     code = {"measurements": [found.claims["measurement"].hex()]}
     unknown = {"insecure_allow_unknown_revocation": found.revocation is Revocation.UNKNOWN}
-    with pytest.raises(AttestationError, match="paravisor: expected false, found True"):
+    with pytest.raises(AttestationError, match="paravisor: expected false, found true"):
         appraise(found, Policy.of({"sev-snp": {**code, **unknown}}), bytes(64))
     allowed = {**code, **unknown, "insecure_allow_paravisor": True}
     accepted = appraise(found, Policy.of({"sev-snp": allowed}), bytes(64))
@@ -271,3 +271,16 @@ def test_versions_and_mitigations_are_claims(amd):
     assert found["author_key_enabled"] is True
     for name in ("alias_check_complete", "tio_enabled", "ciphertext_hiding", "page_swap_disabled"):
         assert found[name] is True
+
+
+@pytest.mark.parametrize("vmpl", [0, 1])
+def test_what_only_a_laxer_policy_accepts_is_not_hardware_rooted(amd, vmpl):
+    vendor = amd()
+    report = vendor.report(changes=[(0x30, vmpl.to_bytes(4, "little"))])
+    found = verify(report, vendor.collateral, now=NOW)
+    asked = {"measurements": [found.claims["measurement"].hex()], "max_vmpl": 1}
+    unknown = found.revocation is Revocation.UNKNOWN
+    asked["insecure_allow_unknown_revocation"] = unknown
+    accepted = appraise(found, Policy.of({"sev-snp": asked}), None)
+    assert ("max_vmpl" in accepted.weakened) == (vmpl == 1)
+    assert accepted.hardware_rooted == (vmpl == 0 and not unknown)

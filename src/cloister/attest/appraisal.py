@@ -35,7 +35,8 @@ LAUNCH_FIELDS: Mapping[Format, tuple[str, Callable[..., "hashlib._Hash"]]] = {
 class Appraisal:
     """Evidence that a policy accepts; there is none of evidence that it does not.
 
-    weakened   the fields of the policy that weaken protection and are set
+    weakened   the fields of the policy that weaken protection and are set, and those whose strict
+               default would have refused this evidence
     checks     those of the evidence, and below them those of the policy
     manifest   SHA-256 of the manifest of the runtime that answers, if one was given
     """
@@ -93,6 +94,7 @@ def appraise(
             _require_tcb(evidence, section, check)
         _compare_manifest(evidence, section, policy.runtime, manifest, check)
     weakened = [name for name, value in section.items() if name.startswith("insecure") and value]
+    weakened += [rule.name for rule in rules if _is_let_through(rule, evidence, section)]
     if section[REPORT_DATA] == FIRST_32:
         weakened.append(REPORT_DATA)
     if evidence.format in NO_LISTS:
@@ -146,6 +148,17 @@ def _compare(
                     claim, expected=_expected(rule, wanted), found=evidence.claims[claim],
                     remedy=f"the policy's field {rule.name} decides",
                 )  # fmt: skip
+
+
+def _is_let_through(
+    rule: Rule, evidence: VerifiedEvidence, section: Mapping[str, object]
+) -> bool:
+    """Whether evidence is accepted only because the policy asks for less than the strict default."""
+    # Who vouches for a chip, its maker or its cloud provider, is not how well it is protected.
+    if rule.default is None or rule.name == "signing_keys" or rule.name.startswith("insecure"):
+        return False
+    found = [evidence.claims[claim] for claim in rule.claims if claim in evidence.claims]
+    return any(not _holds(rule.compare, one, rule.default) for one in found)
 
 
 def _expected(rule: Rule, wanted: object) -> object:
