@@ -158,6 +158,7 @@ def test_a_run_spends_its_outputs_and_writes_a_receipt(cloister, customer):
     path = Path(first["receipt"])
     receipt = Receipt.verify(path.read_bytes(), signer=public)
     assert receipt.serials == range(1, 11)
+    assert first["receipt_key"] == public.public_bytes_raw().hex()
     with np.load("out.npz") as out:
         outputs = dict(out)
     opening = path.with_suffix(".opening")

@@ -150,10 +150,8 @@ def _compare(
                 )  # fmt: skip
 
 
-def _is_let_through(
-    rule: Rule, evidence: VerifiedEvidence, section: Mapping[str, object]
-) -> bool:
-    """Whether evidence is accepted only because the policy asks for less than the strict default."""
+def _is_let_through(rule: Rule, evidence: VerifiedEvidence, section: Mapping[str, object]) -> bool:
+    """Whether only a policy that asks for less than the strict default accepts evidence."""
     # Who vouches for a chip, its maker or its cloud provider, is not how well it is protected.
     if rule.default is None or rule.name == "signing_keys" or rule.name.startswith("insecure"):
         return False

@@ -428,8 +428,9 @@ def run(
             on_clip=on_clip,
             transcript=transcript,
         )
-    receipt = left = None
+    receipt = receipt_key = left = None
     if isinstance(result, MeteredResult):
+        receipt_key = result.receipt.receipt.signer.hex()
         save = bought.save if appraiser is None else elsewhere.save
         receipt = save(result)
         if found.meter is not None:
@@ -446,7 +447,9 @@ def run(
     if beyond is not None:
         err().print(f"warning: {beyond}", style="yellow", soft_wrap=True)
     if json:
-        written: dict[str, object] = {} if receipt is None else {"receipt": receipt}
+        written: dict[str, object] = {}
+        if receipt is not None:
+            written |= {"receipt": receipt, "receipt_key": receipt_key}
         if left is not None:
             written["outputs_left"] = left
         if found.release is not None:
@@ -460,7 +463,8 @@ def run(
             told = printable(shlex.join(started.arguments))
             out().print(f"machine started as: {told}", soft_wrap=True)
         if receipt is not None:
-            out().print(f"receipt {receipt}", soft_wrap=True)
+            told = f"receipt {receipt}, which --receipt-key {receipt_key} verifies"
+            out().print(told, soft_wrap=True)
         if found.meter is not None and left is not None:
             ticket = found.meter.ticket
             out().print(f"ticket {ticket.license}: {left} of {ticket.quota} outputs are left")
