@@ -149,7 +149,10 @@ class AttestedService:
         """This side proves itself."""
         prover = self._start()
         if not isinstance(prover, Prover) or prover.direction is not Direction.CALLEE:
-            raise ProtocolError("this service proves nothing: its callers have to")
+            raise ProtocolError(
+                "this service proves nothing: its callers have to, as those of a key broker; give "
+                "the address of a `cloister trusted serve`"
+            )
         answer, channel = prover.answer(body.array(0, np.uint8, 1).tobytes())
         self._table.add_half_open(transport_token(channel), self._conversation(channel))
         return Body({}, (as_tensor(answer),))
