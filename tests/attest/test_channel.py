@@ -63,7 +63,7 @@ def test_a_record_out_of_order_ends_the_channel():
     with pytest.raises(VerificationError, match="expected number 1, found 2"):
         proves.open(second)
     for use in (lambda: proves.open(first), lambda: proves.seal(b""), lambda: proves.exporter("")):
-        with pytest.raises(ChannelClosedError, match="has ended; begin a new one .record: expected number"):
+        with pytest.raises(ChannelClosedError, match=r"has ended; .* \(record: expected number"):
             use()
 
 
