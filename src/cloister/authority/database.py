@@ -17,7 +17,8 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 
-from cloister.base import files, sqlite
+from cloister.base import files, service_ledger, sqlite
+from cloister.base.service_ledger import BUSY_TIMEOUT_S, faults
 from cloister.errors import CloisterError, EncryptionError, InputError
 
 FILE = "ledger.sqlite"
@@ -25,7 +26,6 @@ LOCK_FILE = "authority.lock"
 FORMAT = 5
 APPLICATION_ID = 0x434C4155
 """'CLAU' in the database header: this file is an authority's ledger."""
-BUSY_TIMEOUT_S = 30.0
 RETRY_S = 1.0
 
 DatabaseJob = Callable[[sqlite3.Connection], None]
@@ -257,41 +257,11 @@ def _passes(error: Exception) -> bool:
 
 
 def create(path: Path, *, modulus: int) -> None:
-    """Make the file, readable by its owner alone.
-
-    Raises   InputError when there is one already, EncryptionError when it cannot be written
-    """
-    try:
-        os.close(files.open_in_place(path, "new", private=True))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    with (
-        faults(path),
-        contextlib.closing(
-            sqlite.connect(path, timeout_s=BUSY_TIMEOUT_S, synchronous="FULL")
-        ) as connection,
-    ):
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+    """See `service_ledger.create`."""
+    with service_ledger.create(
+        path, _SCHEMA, application_id=APPLICATION_ID, version=FORMAT
+    ) as connection:
         connection.execute("INSERT INTO authority VALUES (1, ?)", (modulus,))
-        # Last: a file without it is no ledger.
-        sqlite.mark(connection, APPLICATION_ID, FORMAT)
-
-
-@contextlib.contextmanager
-def faults(path: Path) -> Iterator[None]:
-    """What SQLite cannot do, as one line about the file.
-
-    Raises   EncryptionError
-    """
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise EncryptionError(
-            f"{path}: cannot be used ({error}); make its folder writable and room on its disk"
-        ) from None
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise EncryptionError(f"{path}: is damaged or no ledger ({error})") from None
 
 
 def check(connection: sqlite3.Connection) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cloister.authority import database
 from cloister.authority.records import key_digest
+from cloister.base.service_ledger import faults
 from cloister.errors import EncryptionError, UnknownDatasetError
 
 _OWN_TABLES = ("parts", "states", "words", "journal", "counters", "evaluations", "tokens")
@@ -38,7 +39,7 @@ def delete(folder: Path, name: str) -> Deleted:
     with contextlib.closing(database.connect(path)) as connection:
         held = database.hold(folder / database.LOCK_FILE)
         try:
-            with database.faults(path):
+            with faults(path):
                 # Zeros over what is deleted; copies that SQLite moved about go with `_rewrite`.
                 connection.execute("PRAGMA secure_delete = ON")
                 connection.execute("PRAGMA temp_store = MEMORY")

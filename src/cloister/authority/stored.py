@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cloister.authority import database, records
 from cloister.authority.account import Account, Spent, read_account, tabulate
+from cloister.base.service_ledger import faults
 from cloister.data.info import PartInfo
 from cloister.errors import UnknownDatasetError, one_line
 
@@ -36,7 +37,7 @@ def read_stored(folder: Path, dataset: str | None = None) -> tuple[list[Stored],
     Raises   UnknownDatasetError when there is none of this name
     """
     accounts, failed, path = [], {}, folder / database.FILE
-    with contextlib.closing(database.connect(path)) as connection, database.faults(path):
+    with contextlib.closing(database.connect(path)) as connection, faults(path):
         connection.execute("BEGIN")
         database.check(connection)
         parts: dict[str, list[tuple[PartInfo, bytes]]] = {}

@@ -9,16 +9,17 @@ Refusals are counted beside the chain: strangers cause them, so their room is bo
 """
 
 import contextlib
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cloister.base import files, sqlite
+from cloister.base import files, service_ledger, sqlite
 from cloister.base.database_kind import has_schema
+from cloister.base.service_ledger import BUSY_TIMEOUT_S
 from cloister.broker.ledger_entry import GENESIS, EntryKind, LedgerEntry, next_entry
 from cloister.errors import EncryptionError, InputError
 
@@ -26,7 +27,9 @@ FILE = "releases.sqlite"
 FORMAT = 1
 APPLICATION_ID = 0x434C4252
 """'CLBR' in the database header: this file is a broker's ledger."""
-BUSY_TIMEOUT_S = 30.0
+_THEN = "; nothing is released until then"
+
+faults = partial(service_ledger.faults, then=_THEN)
 
 _SCHEMA = """
 CREATE TABLE entries (number INTEGER PRIMARY KEY, text TEXT NOT NULL, digest BLOB NOT NULL) STRICT;
@@ -269,23 +272,14 @@ def create(path: Path, fields: Mapping[str, object], *, terms: LicenseTerms, tim
     terms    the limits of every licence without its own
     Raises   InputError when there is one already, EncryptionError when it cannot be written
     """
-    try:
-        os.close(files.open_in_place(path, "new", private=True))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
     with (
-        faults(path),
-        contextlib.closing(
-            sqlite.connect(path, timeout_s=BUSY_TIMEOUT_S, synchronous="FULL")
+        service_ledger.create(
+            path, _SCHEMA, application_id=APPLICATION_ID, version=FORMAT, then=_THEN
         ) as connection,
+        _transaction(connection) as change,
     ):
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        with _transaction(connection) as change:
-            change.append(EntryKind.CREATED, fields, time=time)
-            record_terms(change, "", terms, time=time)
-        # Last: a file without it is no ledger.
-        sqlite.mark(connection, APPLICATION_ID, FORMAT)
+        change.append(EntryKind.CREATED, fields, time=time)
+        record_terms(change, "", terms, time=time)
 
 
 def record_terms(
@@ -305,23 +299,6 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
     with contextlib.closing(_connect(path)) as connection, faults(path):
         connection.execute("BEGIN")
         yield connection
-
-
-@contextlib.contextmanager
-def faults(path: Path) -> Iterator[None]:
-    """What SQLite cannot do, as one line about the file.
-
-    Raises   EncryptionError
-    """
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise EncryptionError(
-            f"{path}: cannot be used ({error}); make its folder writable and room on its disk; "
-            "nothing is released until then"
-        ) from None
-    except (sqlite3.Error, UnicodeError) as error:
-        raise EncryptionError(f"{path}: is damaged or no ledger ({error})") from None
 
 
 def _connect(path: Path) -> sqlite3.Connection:
